@@ -1,0 +1,50 @@
+#pragma once
+
+#include "fuse/change.h"
+#include "fuse/result.h"
+
+#include <cstdint>
+#include <span>
+
+namespace lamina::unionfs {
+
+/// Makes a mount's changes last. The union calls, for one change, in this order and under its lock:
+///   reserve (may fail: nothing has happened) -> place, for data (may fail) -> change applied to the arena -> append.
+/// After a successful reserve, append cannot fail towards its caller; a disk error there is remembered: from then on
+/// reserve answers EROFS and sync EIO.
+class Keeper {
+public:
+    virtual ~Keeper() = default;
+
+    /// Room for one record of up to `record_bytes` and `data_bytes` of file data. ENOSPC, EDQUOT, EROFS.
+    virtual Result<void> reserve(std::uint64_t record_bytes, std::uint64_t data_bytes) = 0;
+
+    /// Writes file data and says where it lies. `previous`: where the bytes just before these of the same file lie
+    /// (their end), or 0: continuing there keeps a file in one piece.
+    virtual Result<std::uint64_t> place(std::span<const std::byte> data, std::uint64_t previous_end) = 0;
+    /// Writes over bytes that lie at an extent; allowed only when may_overwrite().
+    virtual Result<void> overwrite(std::uint64_t extent_offset_bytes, std::span<const std::byte> data) = 0;
+    /// True for space that was placed since the last sync began: no durable record names it yet, so that writing in
+    /// place cannot hurt a mount that is replayed after a power cut. Else data goes to a new place.
+    virtual bool may_overwrite(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) const = 0;
+    virtual Result<void> load(std::uint64_t extent_offset_bytes, std::span<std::byte> out) const = 0;  ///< Any thread.
+    /// The space is named by no live extent any more. It is used again only when a sync has made the records durable
+    /// that dropped it, and no load() that began before is still under way.
+    virtual void release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) = 0;
+
+    virtual void append(const change::Change& change) noexcept = 0;
+
+    /// Makes everything that was appended before the call durable; group commit: concurrent calls share one flush.
+    /// Any thread, without the union's lock. EIO.
+    virtual Result<void> sync() = 0;
+
+    struct Usage {
+        std::uint64_t log_bytes = 0;
+        std::uint64_t extent_bytes = 0;     ///< In use.
+        std::uint64_t available_bytes = 0;  ///< Of the file system that it lies on.
+        std::uint64_t total_bytes = 0;
+    };
+    virtual Usage usage() const = 0;
+};
+
+}  // namespace lamina::unionfs

@@ -1,0 +1,42 @@
+#pragma once
+
+#include "store/chunk_sink.h"
+#include "store/image_tree.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lamina::store {
+
+/// All that a mount may see of the store: one image's tree and the bytes of its files. Reads only; thread-safe.
+class ReadView {
+public:
+    /// `store_root` is the store's folder. Throws not_found when the tree is gone, corrupt when it is damaged.
+    static std::unique_ptr<ReadView> open(const std::string& store_root, const TreeDigest& tree,
+                                          std::uint64_t cache_bytes);
+    virtual ~ReadView() = default;
+    virtual const ImageTree& tree() const = 0;
+    /// Bytes of a regular file; fewer than asked only at its end; holes are zeros.
+    virtual std::size_t read(TreeIno file, std::uint64_t offset_bytes, std::span<std::byte> out) = 0;
+    /// True when read() of this range would touch no disk and decompress nothing.
+    virtual bool is_warm(TreeIno file, std::uint64_t offset_bytes, std::uint64_t size_bytes) = 0;
+};
+
+/// What a mount is made of, written durably to <mount folder>/base before it starts (FORMAT.md, "Mount base").
+struct MountBase {
+    TreeDigest tree;
+    std::vector<DiffId> layers;   ///< Bottom first.
+    std::string image;            ///< As named when it was mounted; for people.
+    std::string manifest_digest;  ///< Text; the parent of a commit.
+    std::string config_digest;    ///< Text.
+    std::string mountpoint;       ///< Absolute, of the last mount.
+    bool is_read_only = false;
+};
+MountBase read_mount_base(const std::string& mount_folder);  ///< not_found, malformed.
+void write_mount_base(const std::string& mount_folder, const MountBase& base);
+
+}  // namespace lamina::store

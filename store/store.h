@@ -1,0 +1,145 @@
+#pragma once
+
+#include "store/byte_stream.h"
+#include "store/content.h"
+#include "store/digest.h"
+#include "store/oci.h"
+#include "store/progress.h"
+#include "store/read_view.h"
+#include "store/reference.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+namespace lamina::store {
+
+struct ImageSummary {
+    std::vector<std::string> names;
+    BlobDigest manifest;  ///< Of the manifest that was imported (or made).
+    BlobDigest config;    ///< The image ID.
+    TreeDigest tree;
+    std::vector<DiffId> layers;  ///< Bottom first.
+    oci::Platform platform;
+    std::string created;           ///< RFC 3339, from the config.
+    std::int64_t imported_at = 0;  ///< Unix seconds.
+    std::uint64_t logical_bytes = 0;
+    std::uint64_t inode_count = 0;
+};
+
+struct ImageDetails {
+    ImageSummary summary;
+    std::string manifest_json;  ///< The original bytes.
+    std::string config_json;    ///< The original bytes.
+    struct Layer {
+        DiffId diff_id;
+        std::uint64_t tar_bytes = 0;
+        std::uint64_t entry_count = 0;
+    };
+    std::vector<Layer> layers;
+};
+
+struct ImportRequest {
+    std::string source;             ///< blob_source.h
+    std::optional<ImageName> name;  ///< Instead of the source's own; only when it has one image.
+    oci::Platform platform = oci::Platform::host();
+    ProgressFunction progress;  ///< May be empty.
+};
+
+/// A new image from an existing one and one more layer, given as an uncompressed tar.
+struct CommitRequest {
+    std::string base_config_digest;   ///< Of the image that the mount was made from.
+    std::vector<DiffId> base_layers;  ///< Bottom first.
+    ImageName name;
+    std::string created_by;  ///< For the config's history.
+    ProgressFunction progress;
+};
+
+struct SaveRequest {
+    std::string image;   ///< As ImageReference.
+    std::string target;  ///< "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]", "docker-archive:FILE"; absolute paths.
+    ProgressFunction progress;
+};
+
+struct DiskUsage {
+    std::uint64_t logical_bytes = 0;  ///< Of all images, each file of each image.
+    std::uint64_t tar_bytes = 0;      ///< Of all distinct layers, uncompressed.
+    std::uint64_t pack_bytes = 0;     ///< Files on disk, like the next.
+    std::uint64_t index_bytes = 0;
+    std::uint64_t recipe_bytes = 0;
+    std::uint64_t tree_bytes = 0;
+    std::uint64_t mount_bytes = 0;
+    std::uint64_t other_bytes = 0;
+    std::uint64_t reclaimable_bytes = 0;  ///< What gc would free now, to the byte for whole packs.
+    struct Image {
+        std::string name;
+        BlobDigest config;
+        std::uint64_t logical_bytes = 0;
+        std::uint64_t stored_bytes = 0;  ///< Compressed share of all chunks that it uses.
+        std::uint64_t unique_bytes = 0;  ///< Of these, used by no other image: what its removal frees.
+    };
+    std::vector<Image> images;
+};
+
+struct GcReport {
+    bool is_dry_run = false;
+    std::uint64_t freed_bytes = 0;
+    std::uint64_t packs_removed = 0;
+    std::uint64_t packs_rewritten = 0;
+    std::uint64_t layers_removed = 0;
+    std::uint64_t trees_removed = 0;
+};
+
+struct VerifyReport {
+    std::uint64_t chunks_checked = 0;
+    std::uint64_t bytes_checked = 0;
+    std::vector<std::string> problems;  ///< One line each, naming images and paths that are hit.
+};
+
+struct ListedName {
+    std::string path;  ///< Relative to the image's root.
+    TreeAttributes attributes;
+    TreeIno ino = 0;
+    std::string link_target;
+};
+
+/// The store: opens the folder, owns index, packs and trees; what daemon/ uses. Thread-safe: several jobs at once.
+/// Only one process has a folder open (flock on <root>/lock): busy otherwise. All throw store::Error.
+class Store {
+public:
+    /// Creates the folder when missing; finishes what a crash left: stray files are removed, the chunk index agrees
+    /// with the index. unsupported: written by another version.
+    static std::unique_ptr<Store> open(const std::string& root);
+    virtual ~Store() = default;
+    virtual const std::string& root() const = 0;
+
+    virtual std::vector<ImageSummary> import(const ImportRequest& request, std::stop_token stop) = 0;
+    virtual ImageSummary commit(const CommitRequest& request, ByteSource& layer_tar, std::stop_token stop) = 0;
+    virtual void save(const SaveRequest& request, std::stop_token stop) = 0;
+
+    virtual std::vector<ImageSummary> images() = 0;
+    virtual ImageDetails inspect(
+        const std::string& image) = 0;  ///< not_found; malformed when a digest prefix is ambiguous.
+    virtual void tag(const std::string& image, const ImageName& name) = 0;
+    /// Takes a name away, or all of an image's when named by digest (or `force` with several). The image goes when its
+    /// last name does. busy when a mount (mounts/*/base) uses the image and not `force`: then the image goes, its
+    /// content stays until the mount is discarded.
+    virtual void remove_image(const std::string& image, bool force) = 0;
+
+    virtual std::vector<ListedName> list(const std::string& image, const std::string& path) = 0;
+    virtual void read_file(const std::string& image, const std::string& path, ByteSink& out) = 0;
+
+    virtual DiskUsage disk_usage() = 0;
+    virtual GcReport gc(bool is_dry_run, std::stop_token stop) = 0;
+    virtual VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) = 0;
+
+    /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.
+    virtual std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) = 0;
+    /// Removes a mount's folder with all its changes. The caller knows that it does not run.
+    virtual void discard_mount(const std::string& id) = 0;
+};
+
+}  // namespace lamina::store
