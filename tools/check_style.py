@@ -11,7 +11,8 @@ import sys
 FOLDERS = ("store", "fuse", "daemon", "client", "tests", "tools")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_LINE_CHARACTERS = 800, 70, 120
 EXCEPTIONS = {}  # "file: function's first line" -> reason
-NOT_A_FUNCTION = re.compile(r"^\s*(namespace|class|struct|enum|union|extern|#|constexpr .*=|static .*= *\{|const .*=|inline .*=)")
+NOT_A_FUNCTION = re.compile(
+    r"^\s*(namespace|class|struct|enum|union|extern|#|constexpr .*=|static .*= *\{|const .*=|inline .*=)")
 COMMENT_OR_STRING = re.compile(r'//.*|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'')
 
 
