@@ -2,6 +2,7 @@
 
 #include "store/digest.h"
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -15,9 +16,16 @@ struct ContentPart {
     ChunkId chunk;                 ///< Of all zeros (Digest of nothing meaningful) when `is_hole`.
     std::uint64_t size_bytes = 0;  ///< At least 1; a chunk's is at most kMaxChunkBytes (chunker.h).
     bool is_hole = false;
-    static ContentPart hole(std::uint64_t size_bytes);
+    static ContentPart hole(std::uint64_t size_bytes);  ///< With no_chunk() as its chunk.
+    static ChunkId no_chunk();                          ///< All zeros: what a hole has in place of a chunk.
     bool operator==(const ContentPart&) const = default;
 };
+inline ChunkId ContentPart::no_chunk() {
+    return ChunkId{Digest::from_bytes(std::array<std::byte, Digest::kSizeBytes>{})};
+}
+inline ContentPart ContentPart::hole(std::uint64_t size_bytes) {
+    return ContentPart{.chunk = no_chunk(), .size_bytes = size_bytes, .is_hole = true};
+}
 using Content = std::vector<ContentPart>;  ///< The sizes add up to the file's size.
 
 enum class FileType : std::uint8_t { regular, directory, symlink, char_device, block_device, fifo, socket };
