@@ -14,6 +14,7 @@
 /// and the replay of the log run the same ChangeSet::apply(), so that a replayed mount cannot differ from the live one.
 ///
 /// Names and values are views into the caller's memory. `time` becomes mtime and ctime of what the operation touches.
+/// `clears_privileges` is about set-id bits; security.capability goes with any change of data in any case.
 namespace lamina::unionfs::change {
 
 /// A new inode under a name: mknod, create, mkdir, symlink. The name is free. O_TMPFILE: `name` is empty, no link.
@@ -27,6 +28,8 @@ struct Make {
     std::uint64_t device = 0;
     Timestamp time;
     std::string_view link_target;
+    std::string_view access_acl;   ///< Not empty: system.posix_acl_access of the new inode, inherited.
+    std::string_view default_acl;  ///< Not empty: system.posix_acl_default of the new folder, inherited.
 };
 struct Link {
     NodeId node = 0;
@@ -50,11 +53,12 @@ struct Rename {
 };
 struct SetAttributes {
     NodeId node = 0;
-    std::optional<std::uint32_t> mode;  ///< Permission bits.
+    std::optional<std::uint32_t> mode;  ///< Permission bits. An access ACL's entries follow them.
     std::optional<std::uint32_t> uid;
     std::optional<std::uint32_t> gid;
     std::optional<Timestamp> atime;
     std::optional<Timestamp> mtime;
+    bool clears_privileges = false;  ///< Set-id bits and security.capability; after the fields above.
     Timestamp ctime;
 };
 /// truncate. What lies past the new end is gone, also when the file grows again.

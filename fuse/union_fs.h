@@ -60,8 +60,10 @@ struct ListedEntry {
 /// mount has no keeper: every change is EROFS.
 class UnionFs {
 public:
-    /// `view` and `changes` and `keeper` must outlive it. `keeper` null: read-only.
-    UnionFs(const View& view, ChangeSet& changes, Keeper* keeper);
+    /// `view` and `changes` and `keeper` must outlive it. `keeper` null: read-only. `clock` says what time it is for
+    /// the times of inodes; empty: CLOCK_REALTIME. The union takes the change set's on_freed() for itself.
+    using Clock = std::function<Timestamp()>;
+    UnionFs(const View& view, ChangeSet& changes, Keeper* keeper, Clock clock = {});
     ~UnionFs();
 
     Result<std::optional<Entry>> lookup(NodeId parent, std::string_view name);  ///< nullopt: absent. Counts a look-up.

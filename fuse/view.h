@@ -30,6 +30,7 @@ public:
     /// The entry at a position, 0 to entry_count - 1; positions are stable for ever.
     virtual Result<std::uint32_t> entry_count(NodeId directory) const = 0;
     virtual Result<ViewEntry> entry(NodeId directory, std::uint32_t position) const = 0;
+    virtual Result<NodeId> parent(NodeId directory) const = 0;  ///< Of directories only; the root's is itself.
     virtual Result<std::string_view> link_target(NodeId symlink) const = 0;
     virtual Result<std::vector<std::pair<std::string_view, std::string_view>>> xattrs(NodeId node) const = 0;
     /// Bytes of a file; fewer than asked only at its end.
