@@ -22,14 +22,19 @@ public:
     /// Writes file data and says where it lies. `previous`: where the bytes just before these of the same file lie
     /// (their end), or 0: continuing there keeps a file in one piece.
     virtual Result<std::uint64_t> place(std::span<const std::byte> data, std::uint64_t previous_end) = 0;
-    /// Writes over bytes that lie at an extent; allowed only when may_overwrite().
+    /// Writes over bytes that lie at an extent; allowed only when may_overwrite(). EAGAIN: no longer allowed, because a
+    /// sync or a cut has begun since; place() the data instead. The change must be appended next.
     virtual Result<void> overwrite(std::uint64_t extent_offset_bytes, std::span<const std::byte> data) = 0;
     /// True for space that was placed since the last sync began: no durable record names it yet, so that writing in
     /// place cannot hurt a mount that is replayed after a power cut. Else data goes to a new place.
     virtual bool may_overwrite(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) const = 0;
     virtual Result<void> load(std::uint64_t extent_offset_bytes, std::span<std::byte> out) const = 0;  ///< Any thread.
+    /// Between begin_reading(), called under the union's lock where it looks up which extents hold the bytes, and
+    /// end_reading() of its ticket, from any thread, no space that was live then is used again.
+    virtual unsigned begin_reading() noexcept { return 0; }
+    virtual void end_reading(unsigned) noexcept {}
     /// The space is named by no live extent any more. It is used again only when a sync has made the records durable
-    /// that dropped it, and no load() that began before is still under way.
+    /// that dropped it, and nobody reads it any more.
     virtual void release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) = 0;
 
     virtual void append(const change::Change& change) noexcept = 0;
