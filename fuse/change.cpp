@@ -151,6 +151,9 @@ void walk_make(Coder& coder, C& change) {
     coder.number(change.device, kMax64);
     coder.time(change.time);
     link_target(coder, change.mode, change.link_target);
+    coder.text(change.access_acl, kMaxXattrValueBytes);
+    coder.text(change.default_acl, kMaxXattrValueBytes);
+    coder.require(change.default_acl.empty() || S_ISDIR(change.mode));
 }
 
 template <class Coder, class C>
@@ -271,7 +274,7 @@ void walk_put_next_node(Coder& coder, C& change) {
 
 void encode_set_attributes(Encoder& coder, const SetAttributes& change) {
     coder.flags({change.mode.has_value(), change.uid.has_value(), change.gid.has_value(), change.atime.has_value(),
-                 change.mtime.has_value()});
+                 change.mtime.has_value(), change.clears_privileges});
     node(coder, change.node);
     if (change.mode) coder.number(*change.mode, 07777);
     if (change.uid) coder.number(*change.uid, kMax32);
@@ -283,7 +286,7 @@ void encode_set_attributes(Encoder& coder, const SetAttributes& change) {
 
 void decode_set_attributes(Decoder& coder, SetAttributes& change) {
     bool has_mode = false, has_uid = false, has_gid = false, has_atime = false, has_mtime = false;
-    coder.flags({has_mode, has_uid, has_gid, has_atime, has_mtime});
+    coder.flags({has_mode, has_uid, has_gid, has_atime, has_mtime, change.clears_privileges});
     node(coder, change.node);
     if (has_mode) coder.number(change.mode.emplace(), 07777);
     if (has_uid) coder.number(change.uid.emplace(), kMax32);
@@ -322,6 +325,11 @@ void walk(Coder& coder, C& change) {
 // The kinds are part of the format (fuse/FORMAT.md, "Changes"): an alternative keeps its number for ever.
 constexpr std::uint8_t kFirstKind = 1;
 static_assert(std::variant_size_v<Change> == 15);
+// A new field needs its line above; this is the reminder.
+static_assert(sizeof(Make) == 120 && sizeof(Link) == 48 && sizeof(Remove) == 40 && sizeof(Rename) == 72);
+static_assert(sizeof(SetAttributes) == 104 && sizeof(Resize) == 40 && sizeof(Write) == 56 && sizeof(Zero) == 56);
+static_assert(sizeof(SetXattr) == 56 && sizeof(RemoveXattr) == 40 && sizeof(PutNode) == 144 && sizeof(PutName) == 32);
+static_assert(sizeof(PutExtent) == 40 && sizeof(PutXattr) == 40 && sizeof(PutNextNode) == 8);
 
 template <std::size_t kIndex = 0>
 bool decode_kind(std::size_t index, Decoder& coder, Change& out) {

@@ -24,6 +24,14 @@ const std::string kLongName(255, 'n');
 const std::string kLongTarget(4095, 't');
 const std::string kLongValue(65536, '\0');
 
+change::SetAttributes set_all() {
+    change::SetAttributes set{.node = 1, .mode = 07777, .uid = 0, .gid = 0xffffffff};
+    set.atime = Timestamp{.seconds = kFarPast, .nanoseconds = 999'999'999};
+    set.mtime = Timestamp{.seconds = 1'800'000'000, .nanoseconds = 5};
+    set.ctime = *set.atime;
+    return set;
+}
+
 /// At least one of each kind, with values at their limits.
 std::vector<change::Change> samples() {
     const Timestamp past{.seconds = kFarPast, .nanoseconds = 999'999'999};
@@ -47,6 +55,13 @@ std::vector<change::Change> samples() {
                      .link_target = kLongTarget},
         change::Make{.node = node, .mode = S_IFREG, .time = now},
         change::Make{.parent = 5, .name = "dev", .node = node, .mode = S_IFCHR | 0600, .device = 0x103, .time = now},
+        change::Make{.parent = 5,
+                     .name = "acl",
+                     .node = node,
+                     .mode = S_IFDIR | 0700,
+                     .time = now,
+                     .access_acl = "aaaa",
+                     .default_acl = kLongValue},
         change::Link{.node = 9, .parent = 1, .name = "b", .time = now},
         change::Remove{.parent = kFirstNewNode, .name = ".wh.x", .time = past},
         change::Rename{.old_parent = 1, .old_name = "a", .new_parent = 2, .new_name = "b", .time = now},
@@ -87,7 +102,7 @@ TEST_CASE("a change of each kind comes back as it was", "[change]") {
 }
 
 TEST_CASE("the fields of a decoded change are those that were encoded", "[change]") {
-    const auto bytes = encoded(samples()[9]);
+    const auto bytes = encoded(set_all());
     const auto set = std::get<change::SetAttributes>(change::decode(bytes).value());
     CHECK(set.node == 1);
     CHECK(set.mode == 07777U);
