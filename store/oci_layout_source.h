@@ -1,0 +1,42 @@
+#pragma once
+
+#include "store/blob_source.h"
+#include "store/source_files.h"
+
+#include <memory>
+#include <set>
+#include <string>
+
+namespace lamina::store {
+
+/// The images of an OCI image layout (image-spec 1.1, image-layout.md), in a folder or in a tar.
+class OciLayoutSource : public ImageSource {
+public:
+    /// `tag`: the image whose name (annotation org.opencontainers.image.ref.name or io.containerd.image.name) it is;
+    /// empty: all images. `files` holds oci-layout, index.json and blobs/.
+    OciLayoutSource(std::unique_ptr<SourceFiles> files, std::string tag, oci::Platform platform);
+    std::vector<SourceImage> images() override;
+    std::unique_ptr<ByteSource> open_layer(std::size_t image, std::size_t layer) override;
+
+private:
+    struct Named {
+        std::string name;
+        oci::Descriptor descriptor;
+    };
+    std::vector<Named> chosen_entries();
+    std::optional<SourceImage> load_image(const Named& named, bool may_be_no_image);
+    oci::Descriptor resolve_manifest(oci::Descriptor descriptor, std::vector<std::byte>& document);
+    std::vector<std::byte> read_document(const oci::Descriptor& descriptor);
+    SourceLayer check_layer(const oci::Descriptor& descriptor, const DiffId& diff_id);
+
+    std::unique_ptr<SourceFiles> files_;
+    std::string tag_;
+    oci::Platform platform_;
+    std::vector<SourceImage> images_;
+    bool is_loaded_ = false;
+    std::uint64_t document_bytes_ = 0;  ///< Of all documents read so far.
+};
+
+std::string blob_path(const BlobDigest& digest);  ///< "blobs/sha256/<hex>"
+
+}  // namespace lamina::store
