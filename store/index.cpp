@@ -1,0 +1,437 @@
+#include "store/index.h"
+
+#include "store/error.h"
+#include "store/file.h"
+#include "store/sqlite.h"
+
+#include <limits>
+#include <mutex>
+
+// One connection, one lock, all statements prepared at open. Every changing call is a Transaction of its own, so a
+// caller's order of calls is the order on disk. Rows refer to each other by foreign keys without cascades where a
+// cascade could hide a mistake: a layer that an image names cannot be removed, nor a tree.
+
+namespace lamina::store {
+
+namespace {
+
+constexpr std::int64_t kSchemaVersion = 1;
+
+constexpr const char* kSchema = R"sql(
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO counters VALUES ('next_pack', 1);
+CREATE TABLE packs (
+    number INTEGER PRIMARY KEY,
+    file_bytes INTEGER NOT NULL,
+    raw_bytes INTEGER NOT NULL) STRICT;
+CREATE TABLE layers (
+    diff_id BLOB PRIMARY KEY,
+    tar_bytes INTEGER NOT NULL,
+    entry_count INTEGER NOT NULL,
+    recipe_bytes INTEGER NOT NULL) STRICT;
+CREATE TABLE trees (
+    digest BLOB PRIMARY KEY,
+    file_bytes INTEGER NOT NULL,
+    inode_count INTEGER NOT NULL,
+    logical_bytes INTEGER NOT NULL) STRICT;
+CREATE TABLE chains (
+    chain_id BLOB PRIMARY KEY,
+    tree BLOB NOT NULL REFERENCES trees(digest) ON DELETE CASCADE) STRICT;
+CREATE INDEX chains_by_tree ON chains(tree);
+CREATE TABLE images (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    config_digest BLOB NOT NULL UNIQUE,
+    config BLOB NOT NULL,
+    manifest_digest BLOB NOT NULL,
+    tree BLOB NOT NULL REFERENCES trees(digest),
+    os TEXT NOT NULL,
+    architecture TEXT NOT NULL,
+    variant TEXT NOT NULL,
+    created TEXT NOT NULL,
+    imported_at INTEGER NOT NULL,
+    is_anonymous INTEGER NOT NULL,
+    is_removed INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE INDEX images_by_tree ON images(tree);
+CREATE TABLE manifests (
+    digest BLOB PRIMARY KEY,
+    image INTEGER NOT NULL REFERENCES images(id) ON DELETE CASCADE,
+    media_type TEXT NOT NULL,
+    document BLOB NOT NULL) STRICT;
+CREATE INDEX manifests_by_image ON manifests(image);
+CREATE TABLE names (
+    name TEXT PRIMARY KEY,
+    image INTEGER NOT NULL REFERENCES images(id) ON DELETE CASCADE) STRICT, WITHOUT ROWID;
+CREATE INDEX names_by_image ON names(image);
+CREATE TABLE image_layers (
+    image INTEGER NOT NULL REFERENCES images(id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    diff_id BLOB NOT NULL REFERENCES layers(diff_id),
+    PRIMARY KEY (image, position)) STRICT, WITHOUT ROWID;
+CREATE INDEX image_layers_by_layer ON image_layers(diff_id);
+PRAGMA user_version = 1;
+)sql";
+
+std::string image_query(std::string_view tail) {
+    return "SELECT i.id, i.manifest_digest, i.config_digest, i.tree, t.file_bytes, t.inode_count, t.logical_bytes,"
+           " i.os, i.architecture, i.variant, i.created, i.imported_at, i.is_anonymous, i.is_removed"
+           " FROM images i JOIN trees t ON t.digest = i.tree " +
+           std::string(tail);
+}
+
+Database open_with_schema(const std::string& path) {
+    Database database = Database::open(path);
+    std::int64_t version = 0;
+    std::int64_t table_count = 0;
+    {
+        Statement statement(database,
+                            "SELECT user_version, (SELECT count(*) FROM sqlite_schema) FROM pragma_user_version");
+        Rows rows = statement.run();
+        if (rows.next()) {
+            version = rows.integer(0);
+            table_count = rows.integer(1);
+        }
+    }
+    if (version == 0 && table_count == 0) {
+        Transaction transaction(database);
+        database.execute(kSchema);
+        transaction.commit();
+        sync_folder(folder_of(path));
+        version = kSchemaVersion;
+    }
+    if (version != kSchemaVersion) {
+        throw Error(Errc::unsupported, path + ": the index has version " + std::to_string(version) +
+                                           ", this program knows " + std::to_string(kSchemaVersion) +
+                                           ": use the program that wrote it, or another store");
+    }
+    return database;
+}
+
+}  // namespace
+
+class Index::Impl {
+public:
+    explicit Impl(const std::string& path) : database_(open_with_schema(path)) {}
+
+    std::mutex mutex_;  // Guards all below. Innermost: nothing else is locked under it.
+    Database database_;
+
+    ImageRow read_image(const Rows& rows);
+    std::vector<ImageRow> read_images(Rows rows);
+    void add_pack(const PackRow& pack) { add_pack_.execute(pack.number, pack.file_bytes, pack.raw_bytes); }
+    void add_tree(const NewImage& image);
+    std::int64_t add_image_row(const NewImage& image, const BlobDigest& config, const BlobDigest& manifest);
+    std::optional<std::int64_t> id_of_config(const BlobDigest& config);
+    ImageRow image(std::int64_t id);
+
+    Statement allocate_pack_{database_,
+                             "UPDATE counters SET value = value + 1 WHERE name = 'next_pack' RETURNING value - 1"};
+    Statement packs_{database_, "SELECT number, file_bytes, raw_bytes FROM packs ORDER BY number"};
+    Statement has_pack_{database_, "SELECT 1 FROM packs WHERE number = ?"};
+    Statement add_pack_{database_, "INSERT INTO packs VALUES (?, ?, ?)"};
+    Statement remove_pack_{database_, "DELETE FROM packs WHERE number = ?"};
+    Statement find_layer_{database_,
+                          "SELECT diff_id, tar_bytes, entry_count, recipe_bytes FROM layers WHERE diff_id = ?"};
+    Statement layers_{database_, "SELECT diff_id, tar_bytes, entry_count, recipe_bytes FROM layers ORDER BY diff_id"};
+    Statement add_layer_{database_, "INSERT INTO layers VALUES (?, ?, ?, ?)"};
+    Statement remove_layer_{database_, "DELETE FROM layers WHERE diff_id = ?"};
+    Statement find_tree_{database_,
+                         "SELECT digest, file_bytes, inode_count, logical_bytes FROM trees t JOIN chains c "
+                         "ON c.tree = t.digest WHERE c.chain_id = ?"};
+    Statement has_tree_{database_, "SELECT 1 FROM trees WHERE digest = ?"};
+    Statement trees_{database_, "SELECT digest, file_bytes, inode_count, logical_bytes FROM trees ORDER BY digest"};
+    Statement add_tree_{database_, "INSERT INTO trees VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING"};
+    Statement add_chain_{database_, "INSERT INTO chains VALUES (?, ?) ON CONFLICT (chain_id) DO NOTHING"};
+    Statement remove_tree_{database_, "DELETE FROM trees WHERE digest = ?"};
+    Statement images_{database_, image_query("WHERE i.is_removed = 0 OR ? ORDER BY i.id")};
+    Statement image_{database_, image_query("WHERE i.id = ?")};
+    Statement image_by_name_{database_, image_query("JOIN names n ON n.image = i.id WHERE n.name = ?")};
+    Statement images_by_digest_{
+        database_,
+        image_query("WHERE i.is_removed = 0 AND (substr(lower(hex(i.config_digest)), 1, ?2) = ?1 OR i.id IN"
+                    " (SELECT image FROM manifests WHERE substr(lower(hex(digest)), 1, ?2) = ?1)) ORDER BY i.id")};
+    Statement id_of_config_{database_, "SELECT id FROM images WHERE config_digest = ?"};
+    Statement image_names_{database_, "SELECT name FROM names WHERE image = ? ORDER BY name"};
+    Statement layers_of_image_{database_, "SELECT diff_id FROM image_layers WHERE image = ? ORDER BY position"};
+    Statement add_image_{database_,
+                         "INSERT INTO images (config_digest, config, manifest_digest, tree, os, architecture, variant,"
+                         " created, imported_at, is_anonymous) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"};
+    Statement renew_image_{database_,
+                           "UPDATE images SET manifest_digest = ?2, imported_at = ?3, is_removed = 0, tree = ?4"
+                           " WHERE id = ?1"};
+    Statement set_anonymous_{database_, "UPDATE images SET is_anonymous = ?2 WHERE id = ?1"};
+    Statement add_image_layer_{database_, "INSERT INTO image_layers VALUES (?, ?, ?)"};
+    Statement add_manifest_{database_, "INSERT INTO manifests VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING"};
+    Statement documents_{database_,
+                         "SELECT m.document, m.media_type, i.config FROM images i JOIN manifests m ON"
+                         " m.digest = i.manifest_digest WHERE i.id = ?"};
+    Statement set_name_{database_,
+                        "INSERT INTO names VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image"};
+    Statement remove_name_{database_, "DELETE FROM names WHERE name = ?"};
+    Statement remove_names_{database_, "DELETE FROM names WHERE image = ?"};
+    Statement remove_image_{database_, "DELETE FROM images WHERE id = ?"};
+    Statement hide_image_{database_, "UPDATE images SET is_removed = 1, is_anonymous = 0 WHERE id = ?"};
+};
+
+ImageRow Index::Impl::read_image(const Rows& rows) {
+    ImageRow image{.id = rows.integer(0),
+                   .manifest = BlobDigest{rows.digest(1)},
+                   .config = BlobDigest{rows.digest(2)},
+                   .tree = {TreeDigest{rows.digest(3)}, rows.count(4), rows.count(5), rows.count(6)},
+                   .platform = {rows.text(7), rows.text(8), rows.text(9)},
+                   .created = rows.text(10),
+                   .imported_at = rows.integer(11),
+                   .is_anonymous = rows.integer(12) != 0,
+                   .is_removed = rows.integer(13) != 0};
+    for (Rows names = image_names_.run(image.id); names.next();) image.names.push_back(names.text(0));
+    for (Rows layers = layers_of_image_.run(image.id); layers.next();) image.layers.push_back({layers.digest(0)});
+    return image;
+}
+
+std::vector<ImageRow> Index::Impl::read_images(Rows rows) {
+    std::vector<ImageRow> images;
+    while (rows.next()) images.push_back(read_image(rows));
+    return images;
+}
+
+std::optional<std::int64_t> Index::Impl::id_of_config(const BlobDigest& config) {
+    Rows rows = id_of_config_.run(config);
+    if (!rows.next()) return std::nullopt;
+    return rows.integer(0);
+}
+
+ImageRow Index::Impl::image(std::int64_t id) {
+    Rows rows = image_.run(id);
+    if (!rows.next()) throw Error(Errc::not_found, "image " + std::to_string(id) + ": not in the index");
+    return read_image(rows);
+}
+
+void Index::Impl::add_tree(const NewImage& image) {
+    const TreeRow& tree = image.tree;
+    add_tree_.execute(tree.digest, tree.file_bytes, tree.inode_count, tree.logical_bytes);
+    if (image.chain) add_chain_.execute(*image.chain, tree.digest);
+}
+
+std::int64_t Index::Impl::add_image_row(const NewImage& image, const BlobDigest& config, const BlobDigest& manifest) {
+    std::int64_t id = 0;
+    {
+        Rows rows = add_image_.run(config, image.config, manifest, image.tree.digest, image.platform.os,
+                                   image.platform.architecture, image.platform.variant, image.created,
+                                   image.imported_at, !image.name.has_value());
+        if (!rows.next()) throw Error(Errc::internal, "the index gave no image id");
+        id = rows.integer(0);
+        while (rows.next()) {
+        }
+    }
+    int position = 0;
+    for (const DiffId& layer : image.layers) add_image_layer_.execute(id, position++, layer);
+    return id;
+}
+
+Index::Index(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Index::~Index() = default;
+
+std::unique_ptr<Index> Index::open(const std::string& path) {
+    return std::unique_ptr<Index>(new Index(std::make_unique<Impl>(path)));
+}
+
+std::uint32_t Index::allocate_pack() {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    std::uint64_t number = 0;
+    for (Rows rows = impl_->allocate_pack_.run(); rows.next();) number = rows.count(0);
+    if (number == 0 || number > std::numeric_limits<std::uint32_t>::max()) {
+        throw Error(Errc::corrupt, impl_->database_.path() + ": no pack number is left");
+    }
+    transaction.commit();
+    return static_cast<std::uint32_t>(number);
+}
+
+std::vector<PackRow> Index::packs() {
+    const std::lock_guard lock(impl_->mutex_);
+    std::vector<PackRow> packs;
+    for (Rows rows = impl_->packs_.run(); rows.next();) {
+        packs.push_back({static_cast<std::uint32_t>(rows.count(0)), rows.count(1), rows.count(2)});
+    }
+    return packs;
+}
+
+bool Index::has_pack(std::uint32_t number) {
+    const std::lock_guard lock(impl_->mutex_);
+    return impl_->has_pack_.run(number).next();
+}
+
+void Index::replace_packs(const std::vector<PackRow>& added, const std::vector<std::uint32_t>& removed) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    for (const PackRow& pack : added) impl_->add_pack(pack);
+    for (const std::uint32_t number : removed) impl_->remove_pack_.execute(number);
+    transaction.commit();
+}
+
+namespace {
+
+LayerRow read_layer(const Rows& rows) {
+    return {DiffId{rows.digest(0)}, rows.count(1), rows.count(2), rows.count(3)};
+}
+
+TreeRow read_tree(const Rows& rows) {
+    return {TreeDigest{rows.digest(0)}, rows.count(1), rows.count(2), rows.count(3)};
+}
+
+}  // namespace
+
+std::optional<LayerRow> Index::find_layer(const DiffId& diff_id) {
+    const std::lock_guard lock(impl_->mutex_);
+    Rows rows = impl_->find_layer_.run(diff_id);
+    if (!rows.next()) return std::nullopt;
+    return read_layer(rows);
+}
+
+std::vector<LayerRow> Index::layers() {
+    const std::lock_guard lock(impl_->mutex_);
+    std::vector<LayerRow> layers;
+    for (Rows rows = impl_->layers_.run(); rows.next();) layers.push_back(read_layer(rows));
+    return layers;
+}
+
+void Index::add_layer(const LayerRow& layer, const std::optional<PackRow>& pack) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    if (pack) impl_->add_pack(*pack);
+    impl_->add_layer_.execute(layer.diff_id, layer.tar_bytes, layer.entry_count, layer.recipe_bytes);
+    transaction.commit();
+}
+
+std::optional<TreeRow> Index::find_tree(const ChainId& chain) {
+    const std::lock_guard lock(impl_->mutex_);
+    Rows rows = impl_->find_tree_.run(chain);
+    if (!rows.next()) return std::nullopt;
+    return read_tree(rows);
+}
+
+bool Index::has_tree(const TreeDigest& digest) {
+    const std::lock_guard lock(impl_->mutex_);
+    return impl_->has_tree_.run(digest).next();
+}
+
+std::vector<TreeRow> Index::trees() {
+    const std::lock_guard lock(impl_->mutex_);
+    std::vector<TreeRow> trees;
+    for (Rows rows = impl_->trees_.run(); rows.next();) trees.push_back(read_tree(rows));
+    return trees;
+}
+
+ImageRow Index::add_image(const NewImage& image) {
+    const BlobDigest config{Digest::of(image.config)};
+    const BlobDigest manifest{Digest::of(image.manifest)};
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    impl_->add_tree(image);
+    std::int64_t id = 0;
+    if (const auto known = impl_->id_of_config(config)) {
+        id = *known;
+        impl_->renew_image_.execute(id, manifest, image.imported_at, image.tree.digest);
+    } else {
+        id = impl_->add_image_row(image, config, manifest);
+    }
+    impl_->add_manifest_.execute(manifest, id, image.manifest_media_type, image.manifest);
+    if (image.name) impl_->set_name_.execute(image.name->text(), id);
+    ImageRow row = impl_->image(id);
+    row.is_anonymous = row.names.empty();
+    impl_->set_anonymous_.execute(id, row.is_anonymous);
+    transaction.commit();
+    return row;
+}
+
+std::vector<ImageRow> Index::images() {
+    const std::lock_guard lock(impl_->mutex_);
+    return impl_->read_images(impl_->images_.run(0));
+}
+
+std::vector<ImageRow> Index::all_images() {
+    const std::lock_guard lock(impl_->mutex_);
+    return impl_->read_images(impl_->images_.run(1));
+}
+
+std::optional<ImageRow> Index::find_by_name(const ImageName& name) {
+    const std::lock_guard lock(impl_->mutex_);
+    Rows rows = impl_->image_by_name_.run(name.text());
+    if (!rows.next()) return std::nullopt;
+    return impl_->read_image(rows);
+}
+
+std::vector<ImageRow> Index::find_by_digest(std::string_view hex) {
+    const std::lock_guard lock(impl_->mutex_);
+    return impl_->read_images(impl_->images_by_digest_.run(hex, hex.size()));
+}
+
+std::optional<ImageRow> Index::find_by_config(const BlobDigest& config) {
+    const std::lock_guard lock(impl_->mutex_);
+    const auto id = impl_->id_of_config(config);
+    if (!id) return std::nullopt;
+    return impl_->image(*id);
+}
+
+ImageDocuments Index::documents(std::int64_t image) {
+    const std::lock_guard lock(impl_->mutex_);
+    Rows rows = impl_->documents_.run(image);
+    if (!rows.next()) throw Error(Errc::not_found, "image " + std::to_string(image) + ": not in the index");
+    return {rows.bytes(0), rows.text(1), rows.bytes(2)};
+}
+
+void Index::set_name(const ImageName& name, std::int64_t image) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    static_cast<void>(impl_->image(image));  // not_found, rather than a broken foreign key.
+    impl_->set_name_.execute(name.text(), image);
+    impl_->set_anonymous_.execute(image, 0);
+    transaction.commit();
+}
+
+void Index::remove_name(const ImageName& name) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    impl_->remove_name_.execute(name.text());
+    transaction.commit();
+}
+
+void Index::remove_image(std::int64_t image) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    impl_->remove_image_.execute(image);
+    transaction.commit();
+}
+
+void Index::hide_image(std::int64_t image) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    impl_->remove_names_.execute(image);
+    impl_->hide_image_.execute(image);
+    transaction.commit();
+}
+
+void Index::remove(const Victims& victims) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    for (const std::int64_t image : victims.images) impl_->remove_image_.execute(image);
+    for (const DiffId& layer : victims.layers) impl_->remove_layer_.execute(layer);
+    for (const TreeDigest& tree : victims.trees) impl_->remove_tree_.execute(tree);
+    for (const std::uint32_t pack : victims.packs) impl_->remove_pack_.execute(pack);
+    transaction.commit();
+}
+
+std::vector<std::string> Index::check() {
+    const std::lock_guard lock(impl_->mutex_);
+    std::vector<std::string> problems;
+    Statement integrity(impl_->database_, "PRAGMA integrity_check(100)");
+    for (Rows rows = integrity.run(); rows.next();) {
+        if (rows.text(0) != "ok") problems.push_back("index: " + rows.text(0));
+    }
+    Statement foreign(impl_->database_, "SELECT \"table\", parent FROM pragma_foreign_key_check LIMIT 100");
+    for (Rows rows = foreign.run(); rows.next();) {
+        problems.push_back("index: a row of " + rows.text(0) + " names a missing row of " + rows.text(1));
+    }
+    return problems;
+}
+
+}  // namespace lamina::store

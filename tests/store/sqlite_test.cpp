@@ -1,0 +1,123 @@
+#include "store/sqlite.h"
+
+#include "store/error.h"
+#include "store/file.h"
+#include "support/catch.h"
+#include "support/temp_dir.h"
+
+#include <sys/stat.h>
+
+using namespace lamina;
+using store::Errc;
+
+namespace {
+
+template <class Function>
+Errc code_of(Function&& function) {
+    try {
+        function();
+    } catch (const store::Error& error) {
+        return error.code();
+    }
+    FAIL("no error");
+    return Errc::internal;
+}
+
+}  // namespace
+
+TEST_CASE("what was bound comes back, and a statement runs again with other parameters", "[store][sqlite]") {
+    const test::TempDir folder;
+    store::Database database = store::Database::open(folder / "db");
+    database.execute("CREATE TABLE t (a INTEGER, b TEXT, c BLOB) STRICT");
+    store::Statement insert(database, "INSERT INTO t VALUES (?, ?, ?)");
+    const store::Digest digest = store::Digest::of(store::as_bytes("x"));
+    insert.execute(-5, std::string("text\0with nul", 13), store::DiffId{digest});
+    insert.execute(7u, "", std::vector<std::byte>{});
+    store::Statement select(database, "SELECT a, b, c FROM t ORDER BY rowid");
+    for (int round = 0; round < 2; ++round) {
+        store::Rows rows = select.run();
+        REQUIRE(rows.next());
+        CHECK(rows.integer(0) == -5);
+        CHECK(rows.text(1) == std::string("text\0with nul", 13));
+        CHECK(rows.digest(2) == digest);
+        CHECK(code_of([&] { static_cast<void>(rows.count(0)); }) == Errc::corrupt);
+        REQUIRE(rows.next());
+        CHECK(rows.count(0) == 7);
+        CHECK(rows.text(1).empty());
+        CHECK(rows.bytes(2).empty());
+        CHECK(code_of([&] { static_cast<void>(rows.digest(2)); }) == Errc::corrupt);
+        if (round == 1) CHECK(!rows.next());
+    }
+}
+
+TEST_CASE("a transaction that does not commit leaves nothing", "[store][sqlite]") {
+    const test::TempDir folder;
+    store::Database database = store::Database::open(folder / "db");
+    database.execute("CREATE TABLE t (a INTEGER) STRICT");
+    {
+        store::Transaction transaction(database);
+        database.execute("INSERT INTO t VALUES (1)");
+    }
+    store::Statement count(database, "SELECT count(*) FROM t");
+    {
+        store::Rows rows = count.run();
+        REQUIRE(rows.next());
+        CHECK(rows.integer(0) == 0);
+    }
+    store::Transaction transaction(database);
+    database.execute("INSERT INTO t VALUES (1)");
+    transaction.commit();
+    store::Rows rows = count.run();
+    REQUIRE(rows.next());
+    CHECK(rows.integer(0) == 1);
+}
+
+TEST_CASE("a database is closed to others and keeps no shared-memory file", "[store][sqlite]") {
+    const test::TempDir folder;
+    store::Database database = store::Database::open(folder / "db");
+    database.execute("CREATE TABLE t (a INTEGER) STRICT");
+    struct stat st {};
+    REQUIRE(::stat((folder / "db").c_str(), &st) == 0);
+    CHECK((st.st_mode & 0777) == 0600);
+    CHECK(!store::exists(folder / "db-shm"));
+    CHECK(store::exists(folder / "db-wal"));
+}
+
+TEST_CASE("a second connection is told that the database is busy", "[store][sqlite]") {
+    const test::TempDir folder;
+    store::Database database = store::Database::open(folder / "db");
+    database.execute("CREATE TABLE t (a INTEGER) STRICT");
+    CHECK(code_of([&] { store::Database::open(folder / "db").execute("CREATE TABLE u (a)"); }) == Errc::busy);
+}
+
+TEST_CASE("a full database is no_space, and works again when there is space", "[store][sqlite]") {
+    const test::TempDir folder;
+    store::Database database = store::Database::open(folder / "db");
+    database.execute("CREATE TABLE t (a BLOB) STRICT; PRAGMA max_page_count=10");
+    store::Statement insert(database, "INSERT INTO t VALUES (zeroblob(?))");
+    CHECK(code_of([&] {
+              store::Transaction transaction(database);
+              insert.execute(1 << 20);
+              transaction.commit();
+          }) == Errc::no_space);
+    database.execute("PRAGMA max_page_count=1000");
+    store::Transaction transaction(database);
+    insert.execute(1 << 20);
+    transaction.commit();
+}
+
+TEST_CASE("bytes that are no database are corrupt, and a folder in its place is an error", "[store][sqlite]") {
+    const test::TempDir folder;
+    store::write_file_atomically(folder / "db", store::as_bytes(std::string(8192, 'x')));
+    CHECK(code_of([&] { store::Database::open(folder / "db"); }) == Errc::corrupt);
+    store::make_folder(folder / "folder");
+    CHECK(code_of([&] { store::Database::open(folder / "folder"); }) == Errc::unavailable);
+}
+
+TEST_CASE("foreign keys are checked and the schema cannot be written", "[store][sqlite]") {
+    const test::TempDir folder;
+    store::Database database = store::Database::open(folder / "db");
+    database.execute("CREATE TABLE a (x INTEGER PRIMARY KEY); CREATE TABLE b (x INTEGER REFERENCES a(x))");
+    CHECK(code_of([&] { database.execute("INSERT INTO b VALUES (1)"); }) == Errc::internal);
+    CHECK(code_of([&] { database.execute("PRAGMA writable_schema=ON; DELETE FROM sqlite_schema"); }) == Errc::internal);
+}
