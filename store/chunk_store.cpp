@@ -1,0 +1,120 @@
+#include "store/chunk_store.h"
+
+#include "store/chunk_index.h"
+#include "store/error.h"
+#include "store/frame_cache.h"
+#include "store/pack_reader.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace lamina::store {
+
+namespace {
+
+class PackedChunkStore final : public ChunkStore {
+public:
+    PackedChunkStore(const std::string& packs_folder, std::uint64_t cache_bytes)
+        : packs_folder_(packs_folder), index_(packs_folder), files_(packs_folder), cache_(cache_bytes) {}
+
+    std::optional<ChunkPlace> find(const ChunkId& chunk) override {
+        const auto seen = index_.snapshot();
+        if (const auto place = seen->find(chunk)) return place;
+        const auto now = index_.refresh(seen);
+        return now == seen ? std::nullopt : now->find(chunk);
+    }
+
+    void read(const ChunkId& chunk, std::uint32_t offset_bytes, std::span<std::byte> out) override {
+        const auto seen = index_.snapshot();
+        if (const auto place = seen->find(chunk)) {
+            try {
+                return copy(chunk, *place, offset_bytes, out);
+            } catch (const Error& error) {  // Moved since the index was read, or another pack has it too.
+                if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
+                return read_elsewhere(chunk, *place, offset_bytes, out);
+            }
+        }
+        const auto place = index_.refresh(seen)->find(chunk);
+        if (!place) throw Error(Errc::not_found, "chunk " + chunk.digest.hex() + ": not stored");
+        copy(chunk, *place, offset_bytes, out);
+    }
+
+    bool is_warm(const ChunkId& chunk) override {
+        const auto place = index_.snapshot()->find(chunk);
+        return place && cache_.contains({place->pack, place->frame_offset_bytes});
+    }
+
+    void add_segment(const FinishedPack& pack) override { index_.add(pack.number, pack.chunks); }
+
+    void rebuild(const std::vector<std::uint32_t>& packs) override {
+        std::vector<NewChunk> chunks;
+        for (const std::uint32_t pack : packs) {
+            try {
+                const std::vector<NewChunk> table = read_pack_table(packs_folder_, pack);
+                chunks.insert(chunks.end(), table.begin(), table.end());
+            } catch (const Error& error) {  // One lost pack must not take the others with it; check_pack() tells of it.
+                if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
+            }
+        }
+        index_.replace(packs, chunks);
+    }
+
+    std::vector<std::uint32_t> indexed_packs() override {
+        std::vector<std::uint32_t> packs;
+        for (const auto& [pack, segment] : index_.refresh(index_.snapshot())->packs) packs.push_back(pack);
+        return packs;
+    }
+
+    std::uint64_t chunk_count() override {
+        std::uint64_t count = 0;
+        for (const auto& segment : index_.refresh(index_.snapshot())->segments) count += segment->entry_count();
+        return count;
+    }
+
+private:
+    void copy(const ChunkId& chunk, const ChunkPlace& place, std::uint32_t offset_bytes, std::span<std::byte> out) {
+        const FrameKey key{place.pack, place.frame_offset_bytes};
+        const auto frame = cache_.get(key, [&] { return files_.read_frame(place); });
+        const std::span<const std::byte> bytes = frame->bytes_at(chunk, place.offset_in_frame_bytes);
+        if (bytes.empty()) {  // The index is wrong, and the frame's own table shows it.
+            throw Error(Errc::corrupt, frame_name(place.pack, place.frame_offset_bytes) + ": chunk " +
+                                           chunk.digest.hex() + " is not where the index says");
+        }
+        if (offset_bytes > bytes.size() || out.size() > bytes.size() - offset_bytes) {
+            throw Error(Errc::internal, "chunk " + chunk.digest.hex() + ": read past its end");
+        }
+        std::copy_n(bytes.begin() + offset_bytes, out.size(), out.begin());
+    }
+
+    /// After `tried` failed: every other place that the index names now. Throws what the last one threw.
+    void read_elsewhere(const ChunkId& chunk, const ChunkPlace& tried, std::uint32_t offset_bytes,
+                        std::span<std::byte> out) {
+        std::vector<ChunkPlace> places = index_.refresh(index_.snapshot())->find_all(chunk);
+        const auto is_tried = [&](const ChunkPlace& place) {
+            return place.pack == tried.pack && place.frame_offset_bytes == tried.frame_offset_bytes;
+        };
+        std::stable_partition(places.begin(), places.end(), [&](const auto& place) { return !is_tried(place); });
+        if (places.empty()) throw Error(Errc::not_found, "chunk " + chunk.digest.hex() + ": not stored");
+        for (std::size_t i = 0;; ++i) {
+            try {
+                return copy(chunk, places[i], offset_bytes, out);
+            } catch (const Error& error) {  // The next place may do.
+                if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
+                if (i + 1 == places.size()) throw;
+            }
+        }
+    }
+
+    const std::string packs_folder_;
+    ChunkIndex index_;
+    PackFiles files_;
+    FrameCache cache_;
+};
+
+}  // namespace
+
+std::unique_ptr<ChunkStore> ChunkStore::open(const std::string& packs_folder, std::uint64_t cache_bytes) {
+    return std::make_unique<PackedChunkStore>(packs_folder, cache_bytes);
+}
+
+}  // namespace lamina::store

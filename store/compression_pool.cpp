@@ -1,0 +1,179 @@
+#include "store/compression_pool.h"
+
+#include "store/error.h"
+
+#include <system_error>
+
+#include <zstd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace lamina::store {
+
+namespace format = pack_format;
+
+namespace {
+
+struct FreeContext {
+    void operator()(ZSTD_CCtx* context) const noexcept { ZSTD_freeCCtx(context); }
+};
+using Compressor = std::unique_ptr<ZSTD_CCtx, FreeContext>;
+
+Compressor make_compressor(int level) {
+    Compressor compressor(ZSTD_createCCtx());
+    if (!compressor) throw std::bad_alloc();
+    const auto set = [&](ZSTD_cParameter parameter, int value) {
+        const std::size_t result = ZSTD_CCtx_setParameter(compressor.get(), parameter, value);
+        if (ZSTD_isError(result)) throw Error(Errc::internal, std::string("zstd: ") + ZSTD_getErrorName(result));
+    };
+    set(ZSTD_c_compressionLevel, level);
+    set(ZSTD_c_windowLog, format::kWindowLog);
+    set(ZSTD_c_contentSizeFlag, 1);
+    set(ZSTD_c_checksumFlag, 0);  // The frame's own checksum covers header, table and payload.
+    set(ZSTD_c_dictIDFlag, 0);
+    return compressor;
+}
+
+/// Writes all of a frame's bytes into job.packed; stored as it is when zstd does not make it smaller.
+void pack(FrameJob& job, ZSTD_CCtx* compressor) {
+    const std::size_t payload_from = sizeof(format::FrameHeader) + job.rows.size() * sizeof(format::ChunkRow);
+    job.packed.resize(payload_from + ZSTD_compressBound(job.raw.size()));
+    std::byte* const payload = job.packed.data() + payload_from;
+    std::size_t size_bytes =
+        ZSTD_compress2(compressor, payload, job.packed.size() - payload_from, job.raw.data(), job.raw.size());
+    if (ZSTD_isError(size_bytes)) throw Error(Errc::internal, std::string("zstd: ") + ZSTD_getErrorName(size_bytes));
+    format::Codec codec = format::Codec::zstd;
+    if (size_bytes >= job.raw.size()) {
+        codec = format::Codec::stored;
+        size_bytes = job.raw.size();
+        std::copy(job.raw.begin(), job.raw.end(), payload);
+    }
+    job.packed.resize(payload_from + size_bytes);
+    format::FrameHeader header{.magic = format::kFrameMagic,
+                               .frame_size_bytes = static_cast<std::uint32_t>(job.packed.size()),
+                               .checksum = 0,
+                               .raw_size_bytes = static_cast<std::uint32_t>(job.raw.size()),
+                               .chunk_count = static_cast<std::uint16_t>(job.rows.size()),
+                               .codec = codec,
+                               .zero = 0};
+    std::memcpy(job.packed.data(), &header, sizeof header);
+    std::memcpy(job.packed.data() + sizeof header, job.rows.data(), job.rows.size() * sizeof(format::ChunkRow));
+    header.checksum = format::frame_checksum(job.packed);
+    std::memcpy(job.packed.data(), &header, sizeof header);
+}
+
+}  // namespace
+
+void FrameJob::clear() {
+    raw.clear();
+    rows.clear();
+    packed.clear();
+}
+
+class CompressionPool::Impl {
+public:
+    Impl(unsigned thread_count, int level) : thread_count_(thread_count), level_(level) {}
+    ~Impl() { stop(); }
+
+    void submit(FrameJob& job) {
+        const std::lock_guard lock(mutex_);
+        if (threads_.size() < thread_count_) start_thread();
+        waiting_.push_back(&job);
+        work_added_.notify_one();
+    }
+
+    bool is_done(const FrameJob& job) {
+        const std::lock_guard lock(mutex_);
+        return done_.contains(&job);
+    }
+
+    void wait(const FrameJob& job) {
+        std::unique_lock lock(mutex_);
+        job_done_.wait(lock, [&] { return done_.contains(&job); });
+        const std::exception_ptr failure = done_.extract(&job).mapped();
+        if (failure) std::rethrow_exception(failure);
+    }
+
+    void stop() {
+        {
+            const std::lock_guard lock(mutex_);
+            is_stopping_ = true;
+            waiting_.clear();
+            work_added_.notify_all();
+        }
+        for (std::thread& thread : threads_) thread.join();
+        threads_.clear();
+    }
+
+private:
+    void start_thread() {
+        try {
+            threads_.emplace_back([this] { work(); });
+        } catch (const std::system_error& error) {  // Out of threads: fewer do it too, none do not.
+            if (threads_.empty()) throw Error(Errc::unavailable, std::string("start a thread: ") + error.what());
+        }
+    }
+
+    void work() noexcept {
+        Compressor compressor;
+        std::unique_lock lock(mutex_);
+        while (true) {
+            work_added_.wait(lock, [&] { return is_stopping_ || !waiting_.empty(); });
+            if (is_stopping_) return;
+            FrameJob* const job = waiting_.front();
+            waiting_.pop_front();
+            lock.unlock();
+            std::exception_ptr failure;
+            try {
+                if (!compressor) compressor = make_compressor(level_);
+                pack(*job, compressor.get());
+            } catch (...) {  // A worker's entry: the one who waits for the job throws it.
+                failure = std::current_exception();
+            }
+            lock.lock();
+            done_.emplace(job, failure);
+            job_done_.notify_all();
+        }
+    }
+
+    const unsigned thread_count_;
+    const int level_;
+    std::mutex mutex_;  // Guards all below but threads_; never held while packing.
+    std::condition_variable work_added_;
+    std::condition_variable job_done_;
+    std::deque<FrameJob*> waiting_;
+    std::map<const FrameJob*, std::exception_ptr> done_;
+    bool is_stopping_ = false;
+    std::vector<std::thread> threads_;
+};
+
+CompressionPool::CompressionPool(unsigned thread_count, int level)
+    : impl_(std::make_unique<Impl>(thread_count, level)) {}
+CompressionPool::~CompressionPool() = default;
+
+void CompressionPool::submit(FrameJob& job) {
+    impl_->submit(job);
+}
+
+bool CompressionPool::is_done(const FrameJob& job) {
+    return impl_->is_done(job);
+}
+
+void CompressionPool::wait(const FrameJob& job) {
+    impl_->wait(job);
+}
+
+void CompressionPool::stop() {
+    impl_->stop();
+}
+
+}  // namespace lamina::store
