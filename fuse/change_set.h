@@ -41,6 +41,8 @@ public:
     void checkpoint(const std::function<void(const change::Change&)>& emit) const;
     /// Removes inodes without a name; call after replay, when no process can hold them open.
     void drop_unnamed();
+    /// Removes one inode's record: nothing names it, and no process can reach it any more. None: nothing happens.
+    void drop(NodeId node);
 
     struct Counts {
         std::uint64_t nodes = 0;
