@@ -1,0 +1,142 @@
+#include "client/api.h"
+
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+
+namespace lamina::api {
+
+namespace json = boost::json;
+
+namespace {
+
+constexpr std::string_view kHex = "0123456789ABCDEF";
+
+[[noreturn]] void usage(const std::string& message) {
+    throw FailureError({"usage", message});
+}
+
+int hex_value(char digit) {
+    if (digit >= '0' && digit <= '9') return digit - '0';
+    if (digit >= 'a' && digit <= 'f') return digit - 'a' + 10;
+    if (digit >= 'A' && digit <= 'F') return digit - 'A' + 10;
+    usage("a percent escape in the request has no two hex digits");
+}
+
+std::string environment(const char* name) {
+    const char* const value = std::getenv(name);
+    return value ? value : "";
+}
+
+std::string own_folder() {
+    std::error_code error;
+    return std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
+}
+
+}  // namespace
+
+json::value merged_request(std::string_view text, const json::value& defaults) {
+    json::error_code error;
+    const json::value given = json::parse(text.empty() ? std::string_view("{}") : text, error);
+    if (error || !given.is_object()) usage("the request's body is not a JSON object");
+    json::object merged = defaults.as_object();
+    for (const auto& member : given.as_object()) {
+        json::value* const known = merged.if_contains(member.key());
+        const std::string name(member.key());
+        if (!known) usage("the request has an unknown member \"" + name + "\"");
+        if (known->kind() != member.value().kind()) {
+            usage("the request's member \"" + name + "\" has the wrong type");
+        }
+        *known = member.value();
+    }
+    return merged;
+}
+
+json::value parse_reply_value(std::string_view text) {
+    json::error_code error;
+    json::value value = json::parse(text, error);
+    if (error) bad_reply("not JSON");
+    return value;
+}
+
+void bad_reply(std::string_view why) {
+    throw FailureError({"connection", "the daemon's reply is not understood: " + std::string(why) +
+                                          "; client and daemon may be of different versions: lamina daemon stop"});
+}
+
+std::string percent_encode(std::string_view text) {
+    std::string out;
+    for (const char character : text) {
+        const auto byte = static_cast<unsigned char>(character);
+        const bool is_plain = std::isalnum(byte) || std::string_view("-._~/").find(character) != std::string_view::npos;
+        if (is_plain) {
+            out += character;
+        } else {
+            out += {'%', kHex[byte >> 4], kHex[byte & 15]};
+        }
+    }
+    return out;
+}
+
+std::string percent_decode(std::string_view text) {
+    std::string out;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text[i] != '%') {
+            out += text[i];
+            continue;
+        }
+        if (i + 2 >= text.size()) usage("a percent escape in the request has no two hex digits");
+        out += static_cast<char>(hex_value(text[i + 1]) << 4 | hex_value(text[i + 2]));
+        i += 2;
+    }
+    return out;
+}
+
+Places default_places(const std::string& store_option, const std::string& socket_option) {
+    Places places;
+    const bool is_root = ::geteuid() == 0;
+    std::string data = environment("XDG_DATA_HOME");
+    if (data.empty()) data = environment("HOME") + "/.local/share";
+    std::string runtime = environment("XDG_RUNTIME_DIR");
+    if (runtime.empty()) runtime = "/tmp/lamina-" + std::to_string(::geteuid());
+    places.store = is_root ? "/var/lib/lamina" : data + "/lamina";
+    places.socket = is_root ? "/run/lamina/lamina.sock" : runtime + "/lamina/lamina.sock";
+    const std::string store = store_option.empty() ? environment("LAMINA_STORE") : store_option;
+    if (!store.empty()) {
+        places.store = std::filesystem::absolute(store).lexically_normal().string();
+        while (places.store.size() > 1 && places.store.back() == '/') places.store.pop_back();
+        places.socket = places.store + "/lamina.sock";
+    }
+    const std::string socket = socket_option.empty() ? environment("LAMINA_SOCKET") : socket_option;
+    if (!socket.empty()) places.socket = std::filesystem::absolute(socket).lexically_normal().string();
+    return places;
+}
+
+void check_socket_path(const std::string& path) {
+    const std::size_t limit = sizeof(sockaddr_un{}.sun_path) - 1;
+    if (path.size() <= limit) return;
+    usage("socket path " + path + ": " + std::to_string(path.size()) + " bytes, the kernel takes at most " +
+          std::to_string(limit) + "; name a shorter one with --socket");
+}
+
+std::string companion_program(std::string_view name, std::string_view build_folder) {
+    std::string variable = std::string(name);
+    std::transform(variable.begin(), variable.end(), variable.begin(),
+                   [](unsigned char character) { return character == '-' ? '_' : std::toupper(character); });
+    if (!variable.starts_with("LAMINA")) variable = "LAMINA_" + variable;
+    if (const std::string chosen = environment(variable.c_str()); !chosen.empty()) return chosen;
+    const std::string own = own_folder();
+    const std::array candidates{own + "/" + std::string(name),
+                                own + "/../" + std::string(build_folder) + "/" + std::string(name),
+                                own + "/../libexec/lamina/" + std::string(name)};
+    for (const std::string& candidate : candidates) {
+        if (::access(candidate.c_str(), X_OK) == 0) return std::filesystem::path(candidate).lexically_normal().string();
+    }
+    return std::string(name);
+}
+
+}  // namespace lamina::api

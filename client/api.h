@@ -1,0 +1,289 @@
+#pragma once
+
+#include <boost/describe.hpp>
+#include <boost/json.hpp>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+/// The messages of the API (client/API.md) as types; what daemon/ includes too. A message is a JSON object with exactly
+/// the members that are described here, in this order. Golden files in tests/golden/api pin them.
+namespace lamina::api {
+
+inline constexpr std::string_view kVersion = "0.1.0";
+
+/// An error as it travels: `code` is a word of store::Errc, or "usage", "connection".
+struct Failure {
+    std::string code;
+    std::string message;
+};
+BOOST_DESCRIBE_STRUCT(Failure, (), (code, message))
+
+/// A Failure that is thrown: by the client for an error reply, by the daemon's handlers for a bad request.
+class FailureError : public std::runtime_error {
+public:
+    explicit FailureError(Failure failure) : std::runtime_error(failure.message), failure_(std::move(failure)) {}
+    const Failure& failure() const noexcept { return failure_; }
+
+private:
+    Failure failure_;
+};
+
+struct Ping {
+    std::string version;
+    std::int64_t pid = 0;
+    std::string store;
+    std::string mount_namespace;  ///< As readlink /proc/self/ns/mnt gives it.
+    std::string mount_program;    ///< The lamina-fuse that goes with this daemon.
+};
+BOOST_DESCRIBE_STRUCT(Ping, (), (version, pid, store, mount_namespace, mount_program))
+
+struct Progress {
+    std::string phase;
+    std::string item;
+    std::uint64_t done_bytes = 0;
+    std::uint64_t total_bytes = 0;  ///< 0: not known.
+};
+BOOST_DESCRIBE_STRUCT(Progress, (), (phase, item, done_bytes, total_bytes))
+
+struct Image {
+    std::vector<std::string> names;
+    std::string id;  ///< Digest of the config.
+    std::string manifest_digest;
+    std::string tree_digest;
+    std::vector<std::string> layers;  ///< Diff IDs, bottom first.
+    std::string platform;
+    std::string created;
+    std::int64_t imported_at = 0;  ///< Unix seconds.
+    std::uint64_t logical_bytes = 0;
+    std::uint64_t inode_count = 0;
+};
+BOOST_DESCRIBE_STRUCT(Image, (),
+                      (names, id, manifest_digest, tree_digest, layers, platform, created, imported_at, logical_bytes,
+                       inode_count))
+
+struct Images {
+    std::vector<Image> images;
+};
+BOOST_DESCRIBE_STRUCT(Images, (), (images))
+
+struct Layer {
+    std::string diff_id;
+    std::uint64_t tar_bytes = 0;
+    std::uint64_t entry_count = 0;
+};
+BOOST_DESCRIBE_STRUCT(Layer, (), (diff_id, tar_bytes, entry_count))
+
+struct ImageDetails {
+    Image image;
+    std::vector<Layer> layers;
+    boost::json::value manifest;
+    boost::json::value config;
+};
+BOOST_DESCRIBE_STRUCT(ImageDetails, (), (image, layers, manifest, config))
+
+struct ListedName {
+    std::string path;
+    std::string type;  ///< "file", "directory", "symlink", "char", "block", "fifo", "socket"
+    std::uint32_t mode = 0;
+    std::uint32_t uid = 0;
+    std::uint32_t gid = 0;
+    std::uint32_t nlink = 0;
+    std::uint64_t inode = 0;
+    std::uint64_t size_bytes = 0;
+    std::int64_t mtime_seconds = 0;
+    std::uint32_t mtime_nanoseconds = 0;
+    std::uint32_t device_major = 0;
+    std::uint32_t device_minor = 0;
+    std::string link_target;
+};
+BOOST_DESCRIBE_STRUCT(ListedName, (),
+                      (path, type, mode, uid, gid, nlink, inode, size_bytes, mtime_seconds, mtime_nanoseconds,
+                       device_major, device_minor, link_target))
+
+struct Listing {
+    std::vector<ListedName> entries;
+};
+BOOST_DESCRIBE_STRUCT(Listing, (), (entries))
+
+struct ImportRequest {
+    std::string source;
+    std::string name;      ///< Empty: the source's own.
+    std::string platform;  ///< Empty: the host's.
+};
+BOOST_DESCRIBE_STRUCT(ImportRequest, (), (source, name, platform))
+
+struct SaveRequest {
+    std::string image;
+    std::string target;
+};
+BOOST_DESCRIBE_STRUCT(SaveRequest, (), (image, target))
+
+struct TagRequest {
+    std::string image;
+    std::string name;
+};
+BOOST_DESCRIBE_STRUCT(TagRequest, (), (image, name))
+
+struct CommitRequest {
+    std::string mount;
+    std::string name;
+};
+BOOST_DESCRIBE_STRUCT(CommitRequest, (), (mount, name))
+
+struct GcRequest {
+    bool dry_run = false;
+};
+BOOST_DESCRIBE_STRUCT(GcRequest, (), (dry_run))
+
+struct VerifyRequest {
+    bool data = false;
+};
+BOOST_DESCRIBE_STRUCT(VerifyRequest, (), (data))
+
+struct MountRequest {
+    std::string image;  ///< May be empty when `name` is a mount that exists: its image.
+    std::string mountpoint;
+    std::string
+        name;  ///< Empty: the mount's id. A name that exists and is not mounted is mounted again, with its changes.
+    bool read_only = false;
+    bool start = true;  ///< false: only id and base are made; the caller starts the mount program itself.
+};
+BOOST_DESCRIBE_STRUCT(MountRequest, (), (image, mountpoint, name, read_only, start))
+
+struct Mount {
+    std::string id;
+    std::string name;
+    std::string image;
+    std::string mountpoint;
+    std::string folder;  ///< Below the store: base, log, extents.
+    bool read_only = false;
+    bool running = false;
+    boost::json::value
+        server;  ///< What the mount's server says of itself: requests by kind and more; null when it does not run.
+};
+BOOST_DESCRIBE_STRUCT(Mount, (), (id, name, image, mountpoint, folder, read_only, running, server))
+
+struct Mounts {
+    std::vector<Mount> mounts;
+};
+BOOST_DESCRIBE_STRUCT(Mounts, (), (mounts))
+
+struct Changed {
+    std::string kind;  ///< "A" added, "C" changed, "D" deleted.
+    std::string path;
+    std::string type;
+};
+BOOST_DESCRIBE_STRUCT(Changed, (), (kind, path, type))
+
+struct ImageUsage {
+    std::string name;
+    std::string id;
+    std::uint64_t logical_bytes = 0;
+    std::uint64_t stored_bytes = 0;
+    std::uint64_t unique_bytes = 0;
+};
+BOOST_DESCRIBE_STRUCT(ImageUsage, (), (name, id, logical_bytes, stored_bytes, unique_bytes))
+
+struct Usage {
+    std::uint64_t logical_bytes = 0;
+    std::uint64_t tar_bytes = 0;
+    std::uint64_t pack_bytes = 0;
+    std::uint64_t index_bytes = 0;
+    std::uint64_t recipe_bytes = 0;
+    std::uint64_t tree_bytes = 0;
+    std::uint64_t mount_bytes = 0;
+    std::uint64_t other_bytes = 0;
+    std::uint64_t reclaimable_bytes = 0;
+    std::vector<ImageUsage> images;
+};
+BOOST_DESCRIBE_STRUCT(Usage, (),
+                      (logical_bytes, tar_bytes, pack_bytes, index_bytes, recipe_bytes, tree_bytes, mount_bytes,
+                       other_bytes, reclaimable_bytes, images))
+
+struct GcResult {
+    bool dry_run = false;
+    std::uint64_t freed_bytes = 0;
+    std::uint64_t packs_removed = 0;
+    std::uint64_t packs_rewritten = 0;
+    std::uint64_t layers_removed = 0;
+    std::uint64_t trees_removed = 0;
+};
+BOOST_DESCRIBE_STRUCT(GcResult, (),
+                      (dry_run, freed_bytes, packs_removed, packs_rewritten, layers_removed, trees_removed))
+
+struct VerifyResult {
+    std::uint64_t chunks_checked = 0;
+    std::uint64_t bytes_checked = 0;
+    std::vector<std::string> problems;
+};
+BOOST_DESCRIBE_STRUCT(VerifyResult, (), (chunks_checked, bytes_checked, problems))
+
+template <class T>
+std::string to_text(const T& message) {
+    return boost::json::serialize(boost::json::value_from(message));
+}
+
+/// The members that `text` gives, over T's defaults. Throws FailureError "usage" for what is no JSON object, an unknown
+/// member, a member of another type.
+boost::json::value merged_request(std::string_view text, const boost::json::value& defaults);
+
+template <class T>
+T parse_request(std::string_view text) {
+    return boost::json::value_to<T>(merged_request(text, boost::json::value_from(T{})));
+}
+
+/// A reply of the daemon. Throws FailureError "connection" when it is not what this version expects.
+boost::json::value parse_reply_value(std::string_view text);
+[[noreturn]] void bad_reply(std::string_view why);
+
+template <class T>
+T parse_reply(const boost::json::value& value) {
+    try {
+        return boost::json::value_to<T>(value);
+    } catch (const std::exception& error) {
+        bad_reply(error.what());
+    }
+}
+
+/// Paths of the endpoints, relative to the server's root.
+namespace path {
+inline constexpr std::string_view kPing = "/v1/ping";
+inline constexpr std::string_view kStop = "/v1/stop";
+inline constexpr std::string_view kImages = "/v1/images";
+inline constexpr std::string_view kImage = "/v1/image";
+inline constexpr std::string_view kImageList = "/v1/image/list";
+inline constexpr std::string_view kImageFile = "/v1/image/file";
+inline constexpr std::string_view kTag = "/v1/tag";
+inline constexpr std::string_view kImport = "/v1/import";
+inline constexpr std::string_view kSave = "/v1/save";
+inline constexpr std::string_view kCommit = "/v1/commit";
+inline constexpr std::string_view kUsage = "/v1/usage";
+inline constexpr std::string_view kGc = "/v1/gc";
+inline constexpr std::string_view kVerify = "/v1/verify";
+inline constexpr std::string_view kMounts = "/v1/mounts";
+inline constexpr std::string_view kMountChanges = "/v1/mounts/changes";
+}  // namespace path
+
+std::string percent_encode(std::string_view text);
+std::string percent_decode(std::string_view text);  ///< FailureError "usage" on a bad escape.
+
+/// Where socket and store are when nothing is said: as root /var/lib/lamina and /run/lamina/lamina.sock, else below
+/// $XDG_DATA_HOME/lamina and $XDG_RUNTIME_DIR/lamina. A store that is named has its socket inside.
+struct Places {
+    std::string store;
+    std::string socket;
+};
+Places default_places(const std::string& store_option, const std::string& socket_option);
+
+/// Fills a Unix socket address; throws FailureError "usage" when the path is longer than the kernel takes (107 bytes).
+void check_socket_path(const std::string& path);
+
+/// Path of a program that belongs with this one: $LAMINA_<NAME> if set, else beside this executable, or in
+/// `build_folder` beside its folder (a build tree), else found through PATH.
+std::string companion_program(std::string_view name, std::string_view build_folder);
+
+}  // namespace lamina::api

@@ -1,0 +1,182 @@
+// mount, umount, mounts, diff, commit: what deals with mounted images and their changes.
+
+#include "client/commands.h"
+#include "client/output.h"
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+#include <spawn.h>
+
+#include <filesystem>
+#include <memory>
+
+extern char** environ;
+
+namespace lamina::client {
+
+namespace json = boost::json;
+
+namespace {
+
+struct MountArguments {
+    std::string image, directory, name, mount;
+    bool read_only = false;
+    bool discard = false;
+};
+
+std::string real_path(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::path real = std::filesystem::canonical(path, error);
+    if (error) throw api::FailureError({"not_found", path + ": " + error.message()});
+    return real.string();
+}
+
+/// A mount is named by its name, its id, or its folder; a folder that can be resolved is given by its real path.
+std::string mount_reference(const std::string& text) {
+    std::error_code error;
+    if (text.find('/') == std::string::npos && !std::filesystem::is_directory(text, error)) return text;
+    const std::filesystem::path real = std::filesystem::canonical(text, error);
+    return error ? absolute_path(text) : real.string();
+}
+
+std::string own_mount_namespace() {
+    std::error_code error;
+    return std::filesystem::read_symlink("/proc/self/ns/mnt", error).string();
+}
+
+/// Runs the mount program here, where the mount shall appear. Its own message goes to standard error.
+void start_mount_program(const std::string& program, const api::Mount& mount) {
+    std::vector<std::string> words{program, "--state", mount.folder, mount.mountpoint};
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    pid_t child = 0;
+    const int failed = ::posix_spawnp(&child, program.c_str(), nullptr, nullptr, arguments.data(), environ);
+    if (failed != 0) throw api::FailureError({"unavailable", "cannot start " + program + ": " + std::strerror(failed)});
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    if (status != 0) throw api::FailureError({"unavailable", "the mount program failed; see its message above"});
+}
+
+void run_mount(const Globals& globals, const MountArguments& args) {
+    Connection connection = globals.connect();
+    const auto ping = api::parse_reply<api::Ping>(connection.get(std::string(api::path::kPing)));
+    const bool is_same_namespace = ping.mount_namespace == own_mount_namespace();
+    const api::MountRequest request{args.image, real_path(args.directory), args.name, args.read_only,
+                                    is_same_namespace};
+    const json::value reply = connection.post(api::path::kMounts, api::to_text(request));
+    const auto mount = api::parse_reply<api::Mount>(reply);
+    if (!is_same_namespace) start_mount_program(ping.mount_program, mount);
+    if (globals.json) return print_json(reply);
+    print_text(mount.name + "\n");
+}
+
+void run_umount(const Globals& globals, const MountArguments& args) {
+    const std::string target = with_query(
+        api::path::kMounts, {{"mount", mount_reference(args.mount)}, {"discard", args.discard ? "true" : ""}});
+    const json::value reply = globals.connect().remove(target);
+    if (globals.json) print_json(reply);
+}
+
+void run_mounts(const Globals& globals) {
+    const json::value reply = globals.connect().get(std::string(api::path::kMounts));
+    if (globals.json) return print_json(reply);
+    Table table({{"NAME"}, {"IMAGE"}, {"STATE"}, {"MODE"}, {"DIRECTORY"}});
+    for (const api::Mount& mount : api::parse_reply<api::Mounts>(reply).mounts) {
+        table.add({printable(mount.name), printable(mount.image), mount.running ? "mounted" : "kept",
+                   mount.read_only ? "ro" : "rw", printable(mount.mountpoint)});
+    }
+    table.print();
+}
+
+/// Dirty pages of mappings reach the mount's server only when they are written back: so that what is cut off for a
+/// diff or a commit holds all that programs have written.
+void sync_mount(Connection& connection, const std::string& reference) {
+    const auto mounts = api::parse_reply<api::Mounts>(connection.get(std::string(api::path::kMounts)));
+    for (const api::Mount& mount : mounts.mounts) {
+        const bool is_meant = mount.name == reference || mount.id == reference || mount.mountpoint == reference;
+        if (!is_meant || !mount.running) continue;
+        const int fd = ::open(mount.mountpoint.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0) continue;  // Mounted in another namespace: what it wrote by calls is there all the same.
+        ::syncfs(fd);
+        ::close(fd);
+    }
+}
+
+void run_diff(const Globals& globals, const MountArguments& args) {
+    Connection connection = globals.connect();
+    const std::string reference = mount_reference(args.mount);
+    sync_mount(connection, reference);
+    const std::string target = with_query(api::path::kMountChanges, {{"mount", reference}});
+    json::array all;
+    connection.get_stream(target, [&](const json::object& event) {
+        if (globals.json) {
+            all.push_back(event);
+            return;
+        }
+        const auto changed = api::parse_reply<api::Changed>(event);
+        print_text(changed.kind + " " + printable(changed.path) + "\n");
+    });
+    if (globals.json) print_json(all);
+}
+
+void run_commit(const Globals& globals, const MountArguments& args) {
+    Connection connection = globals.connect();
+    const std::string reference = mount_reference(args.mount);
+    sync_mount(connection, reference);
+    ProgressBar bar;
+    const json::value result = connection.post_stream(
+        api::path::kCommit, api::to_text(api::CommitRequest{reference, args.name}), [&](const json::object& event) {
+            const json::value* const progress = event.if_contains("progress");
+            if (progress) bar.show(api::parse_reply<api::Progress>(*progress));
+        });
+    bar.clear();
+    if (globals.json) return print_json(result);
+    const auto image = api::parse_reply<api::Image>(result);
+    print_text(short_digest(image.id) + "  " + printable(args.name) + "\n");
+}
+
+template <class Run>
+void on_command(CLI::App* command, const CommandContext& context, const std::shared_ptr<MountArguments>& args,
+                Run run) {
+    command->callback(
+        [context, args, run] { context.run = [&globals = context.globals, args, run] { run(globals, *args); }; });
+}
+
+}  // namespace
+
+void add_mount_commands(const CommandContext& context) {
+    constexpr const char* kMountHelp = "Name, ID or folder of the mount";
+    const auto args = std::make_shared<MountArguments>();
+
+    CLI::App* const mount = context.app.add_subcommand("mount", "Mount an image, with a layer of changes on top");
+    mount->add_option("IMAGE", args->image, "Name or ID of the image")->required();
+    mount->add_option("DIR", args->directory, "Where to mount it: an existing folder")->required();
+    mount->add_flag("--ro", args->read_only, "Read-only");
+    mount->add_option("--name", args->name, "Name of the mount; one that exists is mounted again with its changes");
+    on_command(mount, context, args, run_mount);
+
+    CLI::App* const umount =
+        context.app.add_subcommand("umount", "Unmount; the changes are kept under the mount's name");
+    umount->add_option("MOUNT", args->mount, kMountHelp)->required();
+    umount->add_flag("--discard", args->discard, "Throw the changes away; also of a mount that is not mounted");
+    on_command(umount, context, args, run_umount);
+
+    CLI::App* const mounts = context.app.add_subcommand("mounts", "List the mounts, and the changes that are kept");
+    on_command(mounts, context, args, [](const Globals& globals, const MountArguments&) { run_mounts(globals); });
+
+    CLI::App* const diff =
+        context.app.add_subcommand("diff", "Show what a mount changed: A added, C changed, D deleted");
+    diff->add_option("MOUNT", args->mount, kMountHelp)->required();
+    on_command(diff, context, args, run_diff);
+
+    CLI::App* const commit = context.app.add_subcommand("commit", "Make a new image from a mount's changes");
+    commit->add_option("MOUNT", args->mount, kMountHelp)->required();
+    commit->add_option("NAME", args->name, "Name of the new image")->required();
+    on_command(commit, context, args, run_commit);
+}
+
+}  // namespace lamina::client
