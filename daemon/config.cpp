@@ -1,0 +1,37 @@
+#include "daemon/config.h"
+
+#include <CLI/CLI.hpp>
+
+#include <cstdlib>
+
+namespace lamina::daemon {
+
+namespace {
+constexpr int kExitUsage = 2;
+}
+
+Config parse_command_line(int argument_count, char** arguments) {
+    CLI::App app("Lamina's daemon: keeps the store, answers on a Unix socket. lamina starts it when it is needed.",
+                 "laminad");
+    std::string store;
+    std::string socket;
+    Config config;
+    app.add_option("--store", store, "Folder of the store");
+    app.add_option("--socket", socket, "Socket to listen at");
+    app.add_flag("--detach", config.is_detached, "Go into the background once the socket serves; log beside it");
+    app.set_version_flag("--version", "laminad " + std::string(api::kVersion));
+    try {
+        app.parse(argument_count, arguments);
+        config.places = api::default_places(store, socket);
+        api::check_socket_path(config.places.socket);
+    } catch (const CLI::ParseError& error) {
+        std::exit(app.exit(error) == 0 ? 0 : kExitUsage);
+    } catch (const api::FailureError& error) {
+        std::fprintf(stderr, "laminad: %s\n", error.what());
+        std::exit(kExitUsage);
+    }
+    config.mount_program = api::companion_program("lamina-fuse", "fuse");
+    return config;
+}
+
+}  // namespace lamina::daemon

@@ -1,0 +1,328 @@
+// One small function per endpoint, found through a table. A handler that takes long writes progress lines as it goes;
+// the last line of such a reply is {"result":...} or, added by the connection, {"error":...}.
+
+#include "daemon/handlers.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+
+namespace lamina::daemon {
+
+namespace json = boost::json;
+using store::Errc;
+using store::Error;
+
+namespace {
+
+constexpr auto kProgressPause = std::chrono::milliseconds(100);
+constexpr std::string_view kJson = "application/json";
+constexpr std::string_view kLines = "application/x-ndjson";
+constexpr std::string_view kBytes = "application/octet-stream";
+
+std::string line_of(std::string_view wrapper, json::value value) {
+    return json::serialize(json::object{{wrapper, std::move(value)}}) + "\n";
+}
+
+api::Image image_of(const store::ImageSummary& summary) {
+    api::Image image;
+    image.names = summary.names;
+    image.id = summary.config.digest.text();
+    image.manifest_digest = summary.manifest.digest.text();
+    image.tree_digest = summary.tree.digest.text();
+    for (const store::DiffId& layer : summary.layers) image.layers.push_back(layer.digest.text());
+    image.platform = summary.platform.text();
+    image.created = summary.created;
+    image.imported_at = summary.imported_at;
+    image.logical_bytes = summary.logical_bytes;
+    image.inode_count = summary.inode_count;
+    return image;
+}
+
+std::string type_name(store::FileType type) {
+    switch (type) {
+        case store::FileType::regular:
+            return "file";
+        case store::FileType::directory:
+            return "directory";
+        case store::FileType::symlink:
+            return "symlink";
+        case store::FileType::char_device:
+            return "char";
+        case store::FileType::block_device:
+            return "block";
+        case store::FileType::fifo:
+            return "fifo";
+        case store::FileType::socket:
+            return "socket";
+    }
+    return "file";
+}
+
+api::ListedName listed_of(const store::ListedName& entry) {
+    const store::TreeAttributes& from = entry.attributes;
+    return {.path = entry.path,
+            .type = type_name(from.type),
+            .mode = from.mode,
+            .uid = from.uid,
+            .gid = from.gid,
+            .nlink = from.nlink,
+            .inode = entry.ino,
+            .size_bytes = from.size_bytes,
+            .mtime_seconds = from.mtime.seconds,
+            .mtime_nanoseconds = from.mtime.nanoseconds,
+            .device_major = from.device_major,
+            .device_minor = from.device_minor,
+            .link_target = entry.link_target};
+}
+
+json::value document(const std::string& text) {
+    json::error_code error;
+    json::value value = json::parse(text, error);
+    return error ? json::value(text) : value;
+}
+
+/// Progress events, but no more than a person can see.
+store::ProgressFunction progress_to(ReplyChannel& out) {
+    auto last = std::make_shared<std::chrono::steady_clock::time_point>();
+    return [&out, last](const store::Progress& progress) {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - *last < kProgressPause) return;
+        *last = now;
+        const api::Progress event{progress.phase, progress.item, progress.done_bytes, progress.total_bytes};
+        out.push(line_of("progress", json::value_from(event)));
+    };
+}
+
+class ChannelSink : public store::ByteSink {
+public:
+    explicit ChannelSink(ReplyChannel& out) : out_(out) {}
+    void write(std::span<const std::byte> data) override {
+        out_.push(std::string(reinterpret_cast<const char*>(data.data()), data.size()));
+    }
+
+private:
+    ReplyChannel& out_;
+};
+
+}  // namespace
+
+struct Handlers::Call {
+    const Handlers& self;
+    const ApiRequest& request;
+    ReplyChannel& out;
+    std::stop_token stop;
+
+    std::string parameter(const std::string& key) const {
+        const auto found = request.query.find(key);
+        return found == request.query.end() ? std::string() : found->second;
+    }
+    std::string required(const std::string& key) const {
+        std::string value = parameter(key);
+        if (value.empty()) throw api::FailureError({"usage", "the request lacks the parameter \"" + key + "\""});
+        return value;
+    }
+    bool flag(const std::string& key) const { return parameter(key) == "true"; }
+    template <class T>
+    void reply(const T& message) const {
+        out.push(api::to_text(message) + "\n");
+    }
+    template <class T>
+    void result(const T& message) const {
+        out.push(line_of("result", json::value_from(message)));
+    }
+};
+
+struct Handlers::Endpoint {
+    std::string_view method;
+    std::string_view path;
+    std::string_view content_type;
+    void (*run)(const Call& call);
+
+    static void ping(const Call& call) { call.reply(call.self.daemon_.ping); }
+
+    static void stop(const Call& call) {
+        call.out.push("{}\n");
+        call.self.daemon_.stop();
+    }
+
+    static void images(const Call& call) {
+        api::Images reply;
+        for (const store::ImageSummary& image : call.self.store_.images()) reply.images.push_back(image_of(image));
+        call.reply(reply);
+    }
+
+    static void inspect(const Call& call) {
+        const store::ImageDetails details = call.self.store_.inspect(call.required("image"));
+        api::ImageDetails reply;
+        reply.image = image_of(details.summary);
+        for (const auto& layer : details.layers) {
+            reply.layers.push_back({layer.diff_id.digest.text(), layer.tar_bytes, layer.entry_count});
+        }
+        reply.manifest = document(details.manifest_json);
+        reply.config = document(details.config_json);
+        call.reply(reply);
+    }
+
+    static void remove_image(const Call& call) {
+        call.self.store_.remove_image(call.required("image"), call.flag("force"));
+        call.out.push("{}\n");
+    }
+
+    static void tag(const Call& call) {
+        const auto request = api::parse_request<api::TagRequest>(call.request.body);
+        call.self.store_.tag(request.image, store::ImageName::parse(request.name));
+        call.out.push("{}\n");
+    }
+
+    static void list(const Call& call) {
+        api::Listing reply;
+        const std::string path = call.parameter("path");
+        for (const auto& entry : call.self.store_.list(call.required("image"), path.empty() ? "/" : path)) {
+            reply.entries.push_back(listed_of(entry));
+        }
+        call.reply(reply);
+    }
+
+    static void file(const Call& call) {
+        ChannelSink sink(call.out);
+        call.self.store_.read_file(call.required("image"), call.required("path"), sink);
+    }
+
+    static void import(const Call& call) {
+        const auto request = api::parse_request<api::ImportRequest>(call.request.body);
+        store::ImportRequest import;
+        import.source = request.source;
+        if (!request.name.empty()) import.name = store::ImageName::parse(request.name);
+        if (!request.platform.empty()) import.platform = store::oci::Platform::parse(request.platform);
+        import.progress = progress_to(call.out);
+        api::Images imported;
+        for (const auto& image : call.self.store_.import(import, call.stop)) imported.images.push_back(image_of(image));
+        call.result(imported);
+    }
+
+    static void save(const Call& call) {
+        const auto request = api::parse_request<api::SaveRequest>(call.request.body);
+        call.self.store_.save({request.image, request.target, progress_to(call.out)}, call.stop);
+        call.result(json::object{{"target", request.target}});
+    }
+
+    static void commit(const Call& call) {
+        const auto request = api::parse_request<api::CommitRequest>(call.request.body);
+        call.result(image_of(call.self.mounts_.commit(request, progress_to(call.out), call.stop)));
+    }
+
+    static void usage(const Call& call) {
+        const store::DiskUsage usage = call.self.store_.disk_usage();
+        api::Usage reply{.logical_bytes = usage.logical_bytes,
+                         .tar_bytes = usage.tar_bytes,
+                         .pack_bytes = usage.pack_bytes,
+                         .index_bytes = usage.index_bytes,
+                         .recipe_bytes = usage.recipe_bytes,
+                         .tree_bytes = usage.tree_bytes,
+                         .mount_bytes = usage.mount_bytes,
+                         .other_bytes = usage.other_bytes,
+                         .reclaimable_bytes = usage.reclaimable_bytes,
+                         .images = {}};
+        for (const auto& image : usage.images) {
+            reply.images.push_back(
+                {image.name, image.config.digest.text(), image.logical_bytes, image.stored_bytes, image.unique_bytes});
+        }
+        call.reply(reply);
+    }
+
+    static void gc(const Call& call) {
+        const auto request = api::parse_request<api::GcRequest>(call.request.body);
+        if (!request.dry_run) call.self.mounts_.prune();
+        const store::GcReport report = call.self.store_.gc(request.dry_run, call.stop);
+        call.result(api::GcResult{report.is_dry_run, report.freed_bytes, report.packs_removed, report.packs_rewritten,
+                                  report.layers_removed, report.trees_removed});
+    }
+
+    static void verify(const Call& call) {
+        const auto request = api::parse_request<api::VerifyRequest>(call.request.body);
+        const store::VerifyReport report = call.self.store_.verify(request.data, progress_to(call.out), call.stop);
+        call.result(api::VerifyResult{report.chunks_checked, report.bytes_checked, report.problems});
+    }
+
+    static void mounts(const Call& call) { call.reply(api::Mounts{call.self.mounts_.list()}); }
+
+    static void mount(const Call& call) {
+        call.reply(call.self.mounts_.create(api::parse_request<api::MountRequest>(call.request.body)));
+    }
+
+    static void unmount(const Call& call) {
+        call.self.mounts_.unmount(call.required("mount"), call.flag("discard"));
+        call.out.push("{}\n");
+    }
+
+    static void changes(const Call& call) {
+        call.self.mounts_.changes(
+            call.required("mount"), [&](std::string_view lines) { call.out.push(std::string(lines)); }, call.stop);
+        call.result(json::object{});
+    }
+};
+
+const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
+    static constexpr std::array kEndpoints{
+        Endpoint{"GET", api::path::kPing, kJson, Endpoint::ping},
+        Endpoint{"POST", api::path::kStop, kJson, Endpoint::stop},
+        Endpoint{"GET", api::path::kImages, kJson, Endpoint::images},
+        Endpoint{"GET", api::path::kImage, kJson, Endpoint::inspect},
+        Endpoint{"DELETE", api::path::kImage, kJson, Endpoint::remove_image},
+        Endpoint{"POST", api::path::kTag, kJson, Endpoint::tag},
+        Endpoint{"GET", api::path::kImageList, kJson, Endpoint::list},
+        Endpoint{"GET", api::path::kImageFile, kBytes, Endpoint::file},
+        Endpoint{"POST", api::path::kImport, kLines, Endpoint::import},
+        Endpoint{"POST", api::path::kSave, kLines, Endpoint::save},
+        Endpoint{"POST", api::path::kCommit, kLines, Endpoint::commit},
+        Endpoint{"GET", api::path::kUsage, kJson, Endpoint::usage},
+        Endpoint{"POST", api::path::kGc, kLines, Endpoint::gc},
+        Endpoint{"POST", api::path::kVerify, kLines, Endpoint::verify},
+        Endpoint{"GET", api::path::kMounts, kJson, Endpoint::mounts},
+        Endpoint{"POST", api::path::kMounts, kJson, Endpoint::mount},
+        Endpoint{"DELETE", api::path::kMounts, kJson, Endpoint::unmount},
+        Endpoint{"GET", api::path::kMountChanges, kLines, Endpoint::changes},
+    };
+    const auto found = std::find_if(kEndpoints.begin(), kEndpoints.end(), [&](const Endpoint& endpoint) {
+        return endpoint.method == request.method && endpoint.path == request.path;
+    });
+    return found == kEndpoints.end() ? nullptr : found;
+}
+
+Handlers::Handlers(store::Store& store, Mounts& mounts, Daemon daemon)
+    : store_(store), mounts_(mounts), daemon_(std::move(daemon)) {}
+
+void Handlers::call(const ApiRequest& request, ReplyChannel& out, std::stop_token stop) const {
+    const Endpoint* const endpoint = find(request);
+    if (!endpoint) {
+        throw api::FailureError({"not_found", "no endpoint " + request.method + " " + request.path});
+    }
+    endpoint->run(Call{*this, request, out, std::move(stop)});
+}
+
+std::string_view Handlers::content_type(const ApiRequest& request) {
+    const Endpoint* const endpoint = find(request);
+    return endpoint ? endpoint->content_type : kJson;
+}
+
+api::Failure failure_of(const Error& error) {
+    return {std::string(store::errc_name(error.code())), error.what()};
+}
+
+unsigned http_status_of(const api::Failure& failure) {
+    struct Row {
+        std::string_view code;
+        unsigned status;
+    };
+    static constexpr std::array kRows{Row{"usage", 400},       Row{"malformed", 400},      Row{"not_found", 404},
+                                      Row{"busy", 409},        Row{"already_exists", 409}, Row{"read_only", 403},
+                                      Row{"no_space", 507},    Row{"quota", 507},          Row{"cancelled", 503},
+                                      Row{"unavailable", 503}, Row{"timed_out", 504},      Row{"unsupported", 501}};
+    for (const Row& row : kRows) {
+        if (row.code == failure.code) return row.status;
+    }
+    return 500;
+}
+
+}  // namespace lamina::daemon

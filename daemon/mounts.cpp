@@ -1,0 +1,269 @@
+// A mount's folder is made before its server starts and says all there is to know: `base` (durable first: from then on
+// gc keeps the image), `name`, and the lock that its server holds. Names are unique because create() claims name and
+// mount point for its duration, and looks at the folders while it has them.
+
+#include "daemon/mounts.h"
+
+#include "daemon/child_process.h"
+#include "daemon/control_client.h"
+#include "daemon/log.h"
+#include "store/error.h"
+#include "store/file.h"
+#include "store/read_view.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <thread>
+
+namespace lamina::daemon {
+
+using store::Errc;
+using store::Error;
+
+namespace {
+
+constexpr std::size_t kMaxNameBytes = 128;
+constexpr auto kStatsLimit = std::chrono::milliseconds(1000);
+constexpr auto kStopLimit = std::chrono::seconds(30);
+constexpr auto kLockLook = std::chrono::milliseconds(2);
+constexpr std::size_t kMaxProgramOutput = 4096;
+constexpr std::time_t kPruneAgeSeconds = 60;  // A mount that its client is about to start has no server yet.
+
+void check_name(const std::string& name) {
+    const auto is_allowed = [](unsigned char character) {
+        return std::isalnum(character) != 0 || character == '.' || character == '_' || character == '-';
+    };
+    const bool is_good = !name.empty() && name.size() <= kMaxNameBytes &&
+                         std::isalnum(static_cast<unsigned char>(name[0])) &&
+                         std::all_of(name.begin(), name.end(), is_allowed);
+    if (is_good) return;
+    throw Error(Errc::malformed,
+                "mount name \"" + name +
+                    "\": letters, digits, '.', '_' and '-', at most 128, beginning with a letter or digit");
+}
+
+std::string read_name(const std::string& folder, const std::string& id) {
+    try {
+        const auto data = store::read_file(folder + "/name", kMaxNameBytes);
+        return std::string(reinterpret_cast<const char*>(data.data()), data.size());
+    } catch (const Error&) {  // A crash came between base and name: the id serves as one.
+        return id;
+    }
+}
+
+/// A mount that was ever writable has a log or a checkpoint, whatever its base says now.
+bool keeps_changes(const std::string& folder) {
+    const auto names = store::list_folder(folder);
+    return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+        return name.starts_with("log") || name.starts_with("checkpoint");
+    });
+}
+
+/// Claims words for one create(); two of them at once would both find the name free.
+class Claim {
+public:
+    Claim(store::Guarded<std::set<std::string>>& claimed, std::vector<std::string> words)
+        : claimed_(claimed), words_(std::move(words)) {
+        claimed_.with_lock([&](std::set<std::string>& set) {
+            for (const std::string& word : words_) {
+                if (set.contains(word)) throw Error(Errc::busy, word + " is being mounted by another request");
+            }
+            set.insert(words_.begin(), words_.end());
+        });
+    }
+    ~Claim() {
+        claimed_.with_lock([&](std::set<std::string>& set) {
+            for (const std::string& word : words_) set.erase(word);
+        });
+    }
+    Claim(const Claim&) = delete;
+    Claim& operator=(const Claim&) = delete;
+
+private:
+    store::Guarded<std::set<std::string>>& claimed_;
+    std::vector<std::string> words_;
+};
+
+void wait_until_ended(const std::string& folder, const std::string& name) {
+    const auto end = std::chrono::steady_clock::now() + kStopLimit;
+    while (is_running(folder)) {
+        if (std::chrono::steady_clock::now() > end) {
+            throw Error(Errc::timed_out, "mount " + name + ": its server still runs after 30 seconds");
+        }
+        std::this_thread::sleep_for(kLockLook);
+    }
+}
+
+}  // namespace
+
+Mounts::Mounts(store::Store& store, std::string mount_program)
+    : store_(store), mount_program_(std::move(mount_program)) {}
+
+std::string Mounts::folder(const std::string& id) const {
+    return store_.root() + "/mounts/" + id;
+}
+
+api::Mount Mounts::describe(const std::string& id) const {
+    api::Mount mount;
+    mount.id = id;
+    mount.folder = folder(id);
+    const store::MountBase base = store::read_mount_base(mount.folder);
+    mount.name = read_name(mount.folder, id);
+    mount.image = base.image;
+    mount.mountpoint = base.mountpoint;
+    mount.read_only = base.is_read_only;
+    mount.running = is_running(mount.folder);
+    return mount;
+}
+
+std::vector<api::Mount> Mounts::list() const {
+    std::vector<api::Mount> mounts;
+    for (const std::string& id : store::list_folder(store_.root() + "/mounts")) {
+        try {
+            mounts.push_back(describe(id));
+        } catch (const Error& error) {  // One damaged folder must not hide the others.
+            log::warning("mount " + id + ": " + error.what());
+            continue;
+        }
+        if (!mounts.back().running) continue;
+        try {
+            mounts.back().server = ask_server(mounts.back().folder, "stats", kStatsLimit);
+        } catch (const Error& error) {
+            log::warning("mount " + mounts.back().name + ": " + error.what());
+        }
+    }
+    return mounts;
+}
+
+api::Mount Mounts::find(const std::string& reference) const {
+    std::optional<api::Mount> kept;
+    for (const std::string& id : store::list_folder(store_.root() + "/mounts")) {
+        std::optional<api::Mount> mount;
+        try {
+            mount = describe(id);
+        } catch (const Error&) {  // As in list().
+            continue;
+        }
+        if (mount->id == reference || mount->name == reference) return *mount;
+        // A folder may have been the mount point of several, one after the other: the one that runs is meant.
+        if (mount->mountpoint == reference && (mount->running || !kept)) kept = *mount;
+    }
+    if (kept) return *kept;
+    throw Error(Errc::not_found, "no mount \"" + reference + "\"; lamina mounts lists them");
+}
+
+std::string Mounts::take_new(const api::MountRequest& request) {
+    if (request.image.empty()) {
+        throw Error(Errc::not_found, "no mount \"" + request.name + "\", and no image is named to make it from");
+    }
+    const std::string id = store_.create_mount(request.image, request.mountpoint, request.read_only);
+    try {
+        const std::string name = request.name.empty() ? id : request.name;
+        store::write_file_atomically(folder(id) + "/name", store::as_bytes(name));
+    } catch (...) {  // Whatever it was, the new folder must not stay.
+        store_.discard_mount(id);
+        throw;
+    }
+    return id;
+}
+
+api::Mount Mounts::create(const api::MountRequest& request) {
+    if (!request.mountpoint.starts_with('/')) {
+        throw Error(Errc::malformed, "mount point \"" + request.mountpoint + "\": not an absolute path");
+    }
+    if (!request.name.empty()) check_name(request.name);
+    const Claim claim(starting_, request.name.empty() ? std::vector<std::string>{request.mountpoint}
+                                                      : std::vector<std::string>{request.mountpoint, request.name});
+    std::optional<api::Mount> existing;
+    for (const api::Mount& mount : list()) {
+        if (mount.running && mount.mountpoint == request.mountpoint) {
+            throw Error(Errc::busy, request.mountpoint + ": mount " + mount.name + " is mounted there");
+        }
+        if (!request.name.empty() && mount.name == request.name) existing = mount;
+    }
+    if (!existing) {
+        const api::Mount mount = describe(take_new(request));
+        try {
+            if (request.start) start(mount);
+        } catch (...) {  // Whatever it was: nothing was changed in it, so that nothing is lost.
+            store_.discard_mount(mount.id);
+            throw;
+        }
+        return describe(mount.id);
+    }
+    return mount_again(*existing, request);
+}
+
+api::Mount Mounts::mount_again(const api::Mount& existing, const api::MountRequest& request) {
+    if (existing.running) throw Error(Errc::busy, "mount " + existing.name + " is mounted at " + existing.mountpoint);
+    store::MountBase base = store::read_mount_base(existing.folder);
+    if (!request.image.empty() && base.image != request.image &&
+        store_.inspect(request.image).summary.tree != base.tree) {
+        throw Error(Errc::already_exists,
+                    "mount " + existing.name + " keeps changes of " + base.image + ", not of " + request.image);
+    }
+    base.mountpoint = request.mountpoint;
+    base.is_read_only = request.read_only;
+    store::write_mount_base(existing.folder, base);
+    const api::Mount mount = describe(existing.id);
+    if (request.start) start(mount);
+    return describe(mount.id);
+}
+
+void Mounts::start(const api::Mount& mount) const {
+    ChildProcess program(mount_program_, {"--state", mount.folder, mount.mountpoint}, std::stop_token{});
+    program.run_to_end(kMaxProgramOutput);
+}
+
+void Mounts::unmount(const std::string& reference, bool is_discarded) {
+    const api::Mount mount = find(reference);
+    if (!mount.running && !is_discarded) {
+        throw Error(Errc::not_found,
+                    "mount " + mount.name + " is not mounted; umount --discard throws its changes away");
+    }
+    if (mount.running) {
+        ask_server(mount.folder, "stop", std::chrono::duration_cast<std::chrono::milliseconds>(kStopLimit));
+        wait_until_ended(mount.folder, mount.name);
+    }
+    if (is_discarded || (mount.read_only && !keeps_changes(mount.folder))) store_.discard_mount(mount.id);
+}
+
+void Mounts::changes(const std::string& reference, const std::function<void(std::string_view line)>& emit,
+                     std::stop_token stop) const {
+    const api::Mount mount = find(reference);
+    ChildProcess program(mount_program_, {"--state", mount.folder, "--diff"}, stop);
+    std::vector<std::byte> piece(65536);
+    while (const std::size_t got = program.read(piece)) {
+        emit(std::string_view(reinterpret_cast<const char*>(piece.data()), got));
+    }
+}
+
+store::ImageSummary Mounts::commit(const api::CommitRequest& request, const store::ProgressFunction& progress,
+                                   std::stop_token stop) {
+    const store::ImageName name = store::ImageName::parse(request.name);
+    const api::Mount mount = find(request.mount);
+    const store::MountBase base = store::read_mount_base(mount.folder);
+    const store::CommitRequest commit{.base_config_digest = base.config_digest,
+                                      .base_layers = base.layers,
+                                      .name = name,
+                                      .created_by = "lamina commit " + mount.name,
+                                      .progress = progress};
+    ChildProcess program(mount_program_, {"--state", mount.folder, "--export"}, stop);
+    return store_.commit(commit, program, stop);
+}
+
+void Mounts::prune() {
+    const std::time_t now = std::time(nullptr);
+    for (const api::Mount& mount : list()) {
+        struct stat st {};
+        const bool is_known = ::stat((mount.folder + "/base").c_str(), &st) == 0;
+        const bool is_kept = mount.running || !mount.read_only || keeps_changes(mount.folder);
+        if (is_kept || !is_known || now - st.st_mtime < kPruneAgeSeconds) continue;
+        store_.discard_mount(mount.id);
+    }
+}
+
+}  // namespace lamina::daemon

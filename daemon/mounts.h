@@ -1,0 +1,47 @@
+#pragma once
+
+#include "client/api.h"
+#include "store/guarded.h"
+#include "store/store.h"
+
+#include <functional>
+#include <set>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+namespace lamina::daemon {
+
+/// The mounts of a store, running or kept: folders <root>/mounts/<id>, each with its base, a file `name`, and what its
+/// server wrote. There is no other list, so that a daemon that starts anew finds them all. Thread-safe.
+class Mounts {
+public:
+    Mounts(store::Store& store, std::string mount_program);
+
+    api::Mount create(const api::MountRequest& request);
+    std::vector<api::Mount> list() const;
+    /// By name, id or mount point. not_found.
+    api::Mount find(const std::string& reference) const;
+    /// Ends the mount's server, which unmounts and syncs; its changes stay unless `is_discarded` or it was read-only.
+    void unmount(const std::string& reference, bool is_discarded);
+    /// Lines of JSON, as `lamina-fuse --diff` prints them.
+    void changes(const std::string& reference, const std::function<void(std::string_view line)>& emit,
+                 std::stop_token stop) const;
+    store::ImageSummary commit(const api::CommitRequest& request, const store::ProgressFunction& progress,
+                               std::stop_token stop);
+    /// Read-only mounts that no longer run keep nothing: their folders go. At start and with gc.
+    void prune();
+
+private:
+    std::string folder(const std::string& id) const;
+    api::Mount describe(const std::string& id) const;
+    std::string take_new(const api::MountRequest& request);
+    api::Mount mount_again(const api::Mount& existing, const api::MountRequest& request);
+    void start(const api::Mount& mount) const;
+
+    store::Store& store_;
+    std::string mount_program_;
+    store::Guarded<std::set<std::string>> starting_;  ///< Names and mount points that a create() works on.
+};
+
+}  // namespace lamina::daemon
