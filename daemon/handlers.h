@@ -3,6 +3,7 @@
 #include "client/api.h"
 #include "daemon/mounts.h"
 #include "daemon/reply_channel.h"
+#include "store/error.h"
 #include "store/store.h"
 
 #include <map>
