@@ -1,0 +1,51 @@
+# bash completion for lamina
+_lamina() {
+  local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
+  local commands='import save images inspect tag rmi ls cat mount umount mounts diff commit gc verify df daemon'
+  local -a globals=()
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    case ${COMP_WORDS[i]} in
+      --store|--socket) globals+=("${COMP_WORDS[i]}" "${COMP_WORDS[i+1]}"); i=$((i + 1)) ;;
+      -*) ;;
+      *) [[ -n $command ]] || command=${COMP_WORDS[i]} ;;
+    esac
+  done
+  case $previous in
+    --store) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
+    --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    --name|--platform) return ;;
+  esac
+  local options='--store --socket --json --help'
+  case $command in
+    '') options+=' --version' ;;
+    import) options+=' --name --platform' ;;
+    images) options+=' --quiet' ;;
+    rmi) options+=' --force' ;;
+    ls) options+=' -l' ;;
+    mount) options+=' --ro --name' ;;
+    umount) options+=' --discard' ;;
+    gc) options+=' --dry-run' ;;
+    verify) options+=' --data' ;;
+  esac
+  if [[ $word == -* ]]; then
+    mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
+    return
+  fi
+  # Names hold ':', at which bash splits words: complete only what is behind the last one.
+  local names='' prefix=''
+  [[ $word == *:* && $COMP_WORDBREAKS == *:* ]] && prefix=${word%"${word##*:}"}
+  case $command in
+    '') names=$commands ;;
+    daemon) names='start stop status' ;;
+    import|save)
+      [[ $command == save && $COMP_CWORD -lt 3 ]] && names=$(_lamina_images) || names='oci: oci-archive: docker-archive: dir:' ;;
+    inspect|tag|rmi|ls|cat|mount)
+      names=$(_lamina_images)
+      [[ $command == mount && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
+    umount|diff|commit) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;
+  esac
+  mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
+  [[ -n $prefix ]] && COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
+}
+_lamina_images() { lamina "${globals[@]}" images 2>/dev/null | awk 'NR > 1 && $1 != "<none>" {print $1}'; }
+complete -F _lamina lamina
