@@ -15,9 +15,11 @@ struct LayerLimits {
     std::uint64_t entries = 4'000'000;
     std::uint32_t name_bytes = 255;
     std::uint32_t path_bytes = 4096;
-    std::uint32_t xattr_bytes = 64 * 1024;   ///< Names and values of one entry together.
-    std::uint32_t pax_bytes = 1024 * 1024;   ///< One extended header.
-    std::uint64_t sparse_parts = 1'000'000;  ///< Of one file.
+    std::uint32_t xattr_bytes = 64 * 1024;     ///< Names and values of one entry together.
+    std::uint32_t pax_bytes = 1024 * 1024;     ///< One extended header.
+    std::uint64_t sparse_parts = 1'000'000;    ///< Of one file.
+    std::uint64_t file_bytes = 1ull << 44;     ///< Of one file, with holes: 16 TiB, what ext4 has.
+    std::uint64_t logical_bytes = 1ull << 50;  ///< Of all files together, with holes.
 };
 
 struct ImportedLayer {
