@@ -16,7 +16,7 @@ namespace {
 constexpr std::uint32_t kLevel = 3;  // ISA-L's best: about zlib's level 2 in size at three times its speed.
 constexpr std::size_t kLevelBufferBytes = ISAL_DEF_LVL3_DEFAULT;
 constexpr std::size_t kOutBytes = 256 * 1024;
-constexpr std::size_t kMaxPieceBytes = 1u << 30;  // The library counts in 32 bits.
+constexpr std::size_t kInBytes = 256 * 1024;  // What the library makes of bytes depends on how they come: in this many.
 
 }  // namespace
 
@@ -24,6 +24,8 @@ struct GzipWriter::State {
     isal_zstream stream;
     std::array<std::uint8_t, kLevelBufferBytes> level_buffer;
     std::array<std::uint8_t, kOutBytes> out;
+    std::array<std::byte, kInBytes> in;
+    std::size_t in_bytes = 0;
 };
 
 GzipWriter::GzipWriter(ByteSink& out) : out_(out), state_(std::make_unique<State>()) {
@@ -40,21 +42,22 @@ GzipWriter::~GzipWriter() = default;
 
 void GzipWriter::write(std::span<const std::byte> data) {
     while (!data.empty()) {
-        const std::span<const std::byte> piece = data.first(std::min(data.size(), kMaxPieceBytes));
-        deflate(piece, false);
-        data = data.subspan(piece.size());
+        const std::size_t count = std::min(data.size(), kInBytes - state_->in_bytes);
+        std::copy_n(data.begin(), count, state_->in.begin() + static_cast<std::ptrdiff_t>(state_->in_bytes));
+        state_->in_bytes += count;
+        data = data.subspan(count);
+        if (state_->in_bytes == kInBytes) deflate(false);
     }
 }
 
 void GzipWriter::finish() {
-    deflate({}, true);
+    deflate(true);
 }
 
-void GzipWriter::deflate(std::span<const std::byte> data, bool is_end) {
+void GzipWriter::deflate(bool is_end) {
     isal_zstream& stream = state_->stream;
-    // The library's interface has no const, but it only reads from next_in.
-    stream.next_in = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(data.data()));
-    stream.avail_in = static_cast<std::uint32_t>(data.size());
+    stream.next_in = reinterpret_cast<std::uint8_t*>(state_->in.data());
+    stream.avail_in = static_cast<std::uint32_t>(state_->in_bytes);
     stream.end_of_stream = is_end ? 1 : 0;
     do {
         stream.next_out = state_->out.data();
@@ -64,6 +67,7 @@ void GzipWriter::deflate(std::span<const std::byte> data, bool is_end) {
         const std::size_t made = kOutBytes - stream.avail_out;
         if (made > 0) out_.write(std::as_bytes(std::span(state_->out.data(), made)));
     } while (stream.avail_in > 0 || stream.avail_out == 0 || (is_end && stream.internal_state.state != ZSTATE_END));
+    state_->in_bytes = 0;
 }
 
 }  // namespace lamina::store

@@ -21,7 +21,7 @@ public:
 
 private:
     struct State;
-    void deflate(std::span<const std::byte> data, bool is_end);
+    void deflate(bool is_end);
     ByteSink& out_;
     std::unique_ptr<State> state_;
 };

@@ -37,6 +37,17 @@ bool is_image_config(std::string_view media_type) {
            media_type == "application/vnd.docker.container.image.v1+json";
 }
 
+template <class Parse>
+auto parse_naming(const std::string& name, Parse&& parse) {
+    try {
+        return parse();
+    } catch (const Error& error) {  // Which document it was.
+        throw with_context(error, name);
+    }
+}
+
+}  // namespace
+
 void check_layout_version(const SourceFiles& files) {
     if (!files.has("oci-layout")) {
         throw Error(Errc::malformed, files.describe("oci-layout") + ": missing, so this is no OCI image layout");
@@ -52,17 +63,6 @@ void check_layout_version(const SourceFiles& files) {
         throw with_context(error, files.describe("oci-layout"));
     }
 }
-
-template <class Parse>
-auto parse_naming(const std::string& name, Parse&& parse) {
-    try {
-        return parse();
-    } catch (const Error& error) {  // Which document it was.
-        throw with_context(error, name);
-    }
-}
-
-}  // namespace
 
 std::string blob_path(const BlobDigest& digest) {
     return "blobs/sha256/" + digest.digest.hex();

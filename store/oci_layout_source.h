@@ -38,5 +38,7 @@ private:
 };
 
 std::string blob_path(const BlobDigest& digest);  ///< "blobs/sha256/<hex>"
+/// Refuses what does not hold an oci-layout document of version 1.0.0.
+void check_layout_version(const SourceFiles& files);
 
 }  // namespace lamina::store
