@@ -117,6 +117,29 @@ void File::truncate(std::uint64_t size_bytes) {
     size_bytes_ = size_bytes;
 }
 
+bool File::allocate(std::uint64_t offset_bytes, std::uint64_t size_bytes) {
+    fault_point("allocate", path_);
+    const auto offset = static_cast<off_t>(offset_bytes);
+    while (::fallocate(fd_.get(), FALLOC_FL_KEEP_SIZE, offset, static_cast<off_t>(size_bytes)) != 0) {
+        if (errno == EINTR) continue;
+        if (errno == EOPNOTSUPP || errno == ENOSYS) return false;
+        if (errno == EFBIG) errno = ENOSPC;  // Past what a file can hold here: for the caller it is the same.
+        fail("allocate", path_);
+    }
+    return true;
+}
+
+void File::punch_hole(std::uint64_t offset_bytes, std::uint64_t size_bytes) {
+    fault_point("punch", path_);
+    const auto offset = static_cast<off_t>(offset_bytes);
+    while (::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, static_cast<off_t>(size_bytes)) !=
+           0) {
+        if (errno == EINTR) continue;
+        if (errno == EOPNOTSUPP || errno == ENOSYS) return;
+        fail("punch", path_);
+    }
+}
+
 void File::publish(const std::string& target) {
     sync();
     rename_durably(path_, target);

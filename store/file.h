@@ -47,6 +47,11 @@ public:
     void sync_data();  ///< fdatasync
     void sync();       ///< fsync
     void truncate(std::uint64_t size_bytes);
+    /// Disk space for a range, so that writes there cannot fail for lack of it; size_bytes() stays. False: the file
+    /// system cannot. Throws no_space, quota.
+    bool allocate(std::uint64_t offset_bytes, std::uint64_t size_bytes);
+    /// Gives the range's disk space back; it reads as zeros. Nothing happens where the file system cannot.
+    void punch_hole(std::uint64_t offset_bytes, std::uint64_t size_bytes);
     /// fsync, rename to `target` (same file system), fsync of the target's folder. The file stays open.
     void publish(const std::string& target);
     std::uint64_t size_bytes() const noexcept { return size_bytes_; }
