@@ -212,8 +212,8 @@ public:
     }
     void flush() {
         if (buffer_.empty()) return;
-        const auto digest = Digest::of(buffer_).bytes();
-        digests_.insert(digests_.end(), digest.begin(), digest.end());
+        const Digest digest = Digest::of(buffer_);
+        digests_.insert(digests_.end(), digest.bytes().begin(), digest.bytes().end());
         file_.append(buffer_);
         buffer_.clear();
     }
