@@ -148,6 +148,7 @@ public:
     Result<std::uint64_t> entry_count(NodeId directory) const;
 
     // Names. Counts of the folder's record are kept right; times and link counts are the caller's.
+    Ref<NameRecord> find_name(NodeId directory, std::string_view name) const;
     Result<Resolved> resolve(NodeId directory, std::string_view name) const;
     struct NameTarget {
         NodeId node = 0;
@@ -183,7 +184,6 @@ public:
 
 private:
     std::uint32_t name_hash(NodeId directory, std::string_view name) const noexcept;
-    Ref<NameRecord> find_name(NodeId directory, std::string_view name) const;
     void add_name(Ref<InodeRecord> directory, std::string_view name, bool is_in_view, NameTarget target);
     void drop_name(Ref<NameRecord> name);
     void drop_xattrs(Ref<InodeRecord> inode);

@@ -1,0 +1,143 @@
+// The operations that change bytes of files. Data goes to a new place of the extent file, right behind the bytes before
+// it where that is possible, unless the keeper says that the old place may be written over. A write that needs both is
+// several changes, one after the other; each is whole.
+#include "fuse/union_fs.h"
+#include "fuse/union_impl.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace lamina::unionfs {
+namespace {
+
+constexpr std::uint64_t kCopyBytes = std::uint64_t{256} << 10;
+constexpr std::uint64_t kMaxCopiedBytes = std::uint64_t{4} << 20;
+
+/// Where the next bytes of a write go.
+struct Target {
+    std::uint64_t size_bytes = 0;
+    std::uint64_t extent_offset_bytes = 0;  ///< Written over; else a new place is needed, best at this one.
+    bool is_overwrite = false;
+};
+
+Target next_target(const ChangeSet::Records& records, const Keeper& keeper, const InodeRecord* inode,
+                   std::uint64_t begin, std::uint64_t end) {
+    if (!inode) return {.size_bytes = end - begin};
+    const Extents extents = records.extents(*inode);
+    std::uint64_t previous_end = 0;
+    if (begin > 0)
+        if (const auto before = extents.first_behind(begin - 1);
+            before && before->offset_bytes < begin && !before->is_hole)
+            previous_end = before->extent_offset_bytes + (begin - before->offset_bytes);
+    std::uint64_t at = begin;
+    while (at < end) {
+        const auto extent = extents.first_behind(at);
+        if (!extent || extent->offset_bytes >= end) break;
+        const std::uint64_t from = std::max(at, extent->offset_bytes);
+        const std::uint64_t to = std::min(end, extent->end_bytes());
+        const std::uint64_t place = extent->extent_offset_bytes + (from - extent->offset_bytes);
+        if (!extent->is_hole && keeper.may_overwrite(place, to - from)) {
+            if (from == begin) return {.size_bytes = to - from, .extent_offset_bytes = place, .is_overwrite = true};
+            return {.size_bytes = from - begin, .extent_offset_bytes = previous_end};
+        }
+        at = to;
+    }
+    return {.size_bytes = end - begin, .extent_offset_bytes = previous_end};
+}
+
+}  // namespace
+
+Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std::span<const std::byte> data,
+                                   bool clears_privileges) {
+    const std::lock_guard lock(impl_->mutex);
+    if (const auto can = impl_->can_change(); !can) return std::unexpected(can.error());
+    const auto file = impl_->file(node);
+    if (!file) return std::unexpected(file.error());
+    if (data.empty()) return 0;
+    if (offset_bytes > kMaxFileBytes || data.size() > kMaxFileBytes - offset_bytes) return fail(EFBIG);
+    const Timestamp now = impl_->clock();
+    std::size_t done = 0;
+    while (done < data.size()) {
+        const std::uint64_t at = offset_bytes + done;
+        const Target target =
+            next_target(impl_->records, *impl_->keeper, impl_->records.inode(node), at, offset_bytes + data.size());
+        const auto part = data.subspan(done, target.size_bytes);
+        change::Write write{.node = node,
+                            .offset_bytes = at,
+                            .size_bytes = part.size(),
+                            .extent_offset_bytes = target.extent_offset_bytes,
+                            .clears_privileges = clears_privileges,
+                            .time = now};
+        const auto written = [&]() -> Result<void> {
+            const auto reserved = impl_->reserve(write, target.is_overwrite ? 0 : part.size());
+            if (!reserved) return reserved;
+            if (target.is_overwrite) {
+                const auto over = impl_->keeper->overwrite(target.extent_offset_bytes, part);
+                if (!over) return over;
+            } else {
+                const auto placed = impl_->keeper->place(part, target.extent_offset_bytes);
+                if (!placed) return std::unexpected(placed.error());
+                write.extent_offset_bytes = *placed;
+            }
+            return impl_->apply(write);
+        }();
+        if (!written) {
+            if (done > 0) return done;  // What is written is written, as write(2) says.
+            return std::unexpected(written.error());
+        }
+        done += part.size();
+    }
+    return done;
+}
+
+Result<void> UnionFs::allocate(NodeId node, int mode, std::uint64_t offset_bytes, std::uint64_t size_bytes) {
+    const std::lock_guard lock(impl_->mutex);
+    if (const auto can = impl_->can_change(); !can) return can;
+    const auto found = impl_->records.attributes(node);
+    if (!found) return std::unexpected(found.error());
+    if (!S_ISREG(found->mode)) return fail(S_ISDIR(found->mode) ? EISDIR : ENODEV);
+    constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    const bool keeps_size = (mode & FALLOC_FL_KEEP_SIZE) != 0;
+    const bool is_zero = (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
+    if (mode != 0 && mode != FALLOC_FL_KEEP_SIZE && mode != kPunch && !is_zero) return fail(EOPNOTSUPP);
+    if (size_bytes == 0) return fail(EINVAL);
+    if (offset_bytes > kMaxFileBytes || size_bytes > kMaxFileBytes - offset_bytes) return fail(EFBIG);
+    const std::uint64_t end = offset_bytes + size_bytes;
+    const std::uint64_t new_size = keeps_size ? found->size_bytes : std::max(found->size_bytes, end);
+    const Timestamp now = impl_->clock();
+    if (mode == kPunch || is_zero)
+        return impl_->perform(change::Zero{.node = node,
+                                           .offset_bytes = offset_bytes,
+                                           .size_bytes = size_bytes,
+                                           .new_size_bytes = new_size,
+                                           .time = now});
+    if (size_bytes > impl_->keeper->usage().available_bytes) return fail(ENOSPC);
+    if (new_size == found->size_bytes) return {};
+    return impl_->perform(change::Resize{.node = node, .size_bytes = new_size, .time = now});
+}
+
+Result<std::size_t> UnionFs::copy_range(const CopyRange& range) {
+    if (const auto can = impl_->can_change(); !can) return std::unexpected(can.error());
+    const auto distance = std::max(range.from_offset_bytes, range.to_offset_bytes) -
+                          std::min(range.from_offset_bytes, range.to_offset_bytes);
+    if (range.from == range.to && distance < range.size_bytes) return fail(EINVAL);
+    const std::uint64_t wanted = std::min(range.size_bytes, kMaxCopiedBytes);  // The caller asks again for the rest.
+    std::vector<std::byte> buffer(std::min(wanted, kCopyBytes));
+    std::size_t done = 0;
+    while (done < wanted) {
+        const auto part = std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), wanted - done));
+        const auto count = read(range.from, range.from_offset_bytes + done, part);
+        if (!count && done == 0) return count;
+        if (!count || *count == 0) break;
+        const auto written = write(range.to, range.to_offset_bytes + done, part.first(*count), false);
+        if (!written && done == 0) return written;
+        if (!written) break;
+        done += *written;
+        if (*written < *count) break;
+    }
+    return done;
+}
+
+}  // namespace lamina::unionfs

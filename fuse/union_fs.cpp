@@ -1,0 +1,358 @@
+// The operations that read. Each takes the lock, asks the records, and where they say nothing, the view. Bytes are
+// read without the lock: a read first collects its pieces under it. A Reader keeps the space of those pieces from being
+// used again until they are read; freed space waits in unreleased_ for the readers that began before it was freed.
+#include "fuse/union_fs.h"
+
+#include "fuse/dir_listing.h"
+#include "fuse/union_impl.h"
+
+#include <algorithm>
+#include <ctime>
+#include <utility>
+
+namespace lamina::unionfs {
+namespace {
+
+constexpr std::size_t kListedAtOnce = 256;
+
+Timestamp real_time() {
+    timespec now{};
+    ::clock_gettime(CLOCK_REALTIME, &now);
+    return {.seconds = now.tv_sec, .nanoseconds = static_cast<std::uint32_t>(now.tv_nsec)};
+}
+
+/// An upper bound of what the log needs for a change.
+std::uint64_t record_bytes(const change::Change& change) {
+    constexpr std::uint64_t kFixed = 512;
+    const auto text = [](const auto& one) -> std::uint64_t {
+        using One = std::decay_t<decltype(one)>;
+        if constexpr (std::is_same_v<One, change::Make>)
+            return one.name.size() + one.link_target.size() + one.access_acl.size() + one.default_acl.size();
+        else if constexpr (std::is_same_v<One, change::Rename>)
+            return one.old_name.size() + one.new_name.size();
+        else if constexpr (std::is_same_v<One, change::SetXattr>)
+            return one.name.size() + one.value.size();
+        else
+            return kMaxNameBytes;
+    };
+    return kFixed + std::visit(text, change);
+}
+
+}  // namespace
+
+Result<void> check_name(std::string_view name) {
+    if (name.empty()) return fail(ENOENT);
+    if (name.size() > kMaxNameBytes) return fail(ENAMETOOLONG);
+    if (!is_valid_name(name)) return fail(EINVAL);
+    return {};
+}
+
+UnionFs::Impl::Impl(const View& below, ChangeSet& change_set, Keeper* change_keeper, Clock time)
+    : view(below),
+      changes(change_set),
+      records(change_set.records()),
+      keeper(change_keeper),
+      clock(time ? std::move(time) : Clock(real_time)) {
+    changes.on_freed([this](std::uint64_t offset_bytes, std::uint64_t size_bytes) {
+        unreleased_.push_back({.readers_before = next_reader_, .space = {offset_bytes, size_bytes}});
+    });
+}
+
+UnionFs::Impl::~Impl() {
+    changes.on_freed({});
+}
+
+Result<void> UnionFs::Impl::can_change() const {
+    if (!keeper) return fail(EROFS);
+    return {};
+}
+
+Result<Attributes> UnionFs::Impl::directory(NodeId node) const {
+    auto found = records.attributes(node);
+    if (found && !S_ISDIR(found->mode)) return fail(ENOTDIR);
+    return found;
+}
+
+Result<Attributes> UnionFs::Impl::live_directory(NodeId node) const {
+    auto found = directory(node);
+    if (found && found->nlink == 0) return fail(ENOENT);
+    return found;
+}
+
+Result<Attributes> UnionFs::Impl::file(NodeId node) const {
+    auto found = records.attributes(node);
+    if (found && S_ISDIR(found->mode)) return fail(EISDIR);
+    if (found && !S_ISREG(found->mode)) return fail(EINVAL);
+    return found;
+}
+
+Result<Resolved> UnionFs::Impl::existing(NodeId parent, std::string_view name) const {
+    if (const auto checked = check_name(name); !checked) return std::unexpected(checked.error());
+    const auto found_parent = directory(parent);
+    if (!found_parent) return std::unexpected(found_parent.error());
+    auto found = records.resolve(parent, name);
+    if (found && found->node == 0) return fail(ENOENT);
+    return found;
+}
+
+Result<void> UnionFs::Impl::perform(const change::Change& change) {
+    if (const auto reserved = reserve(change, 0); !reserved) return reserved;
+    return apply(change);
+}
+
+Result<void> UnionFs::Impl::reserve(const change::Change& change, std::uint64_t data_bytes) {
+    if (const auto reserved = changes.reserve(change); !reserved) return reserved;
+    return keeper->reserve(record_bytes(change), data_bytes);
+}
+
+Result<void> UnionFs::Impl::apply(const change::Change& change) {
+    if (const auto applied = changes.apply(change); !applied) return applied;
+    keeper->append(change);
+    release_unread();
+    return {};
+}
+
+Result<Entry> UnionFs::Impl::entry(NodeId node) {
+    const auto found = records.attributes(node);
+    if (!found) return std::unexpected(found.error());
+    if (keeper) records.add_lookup(node);  // Read-only: nothing is ever removed, so nothing need be counted.
+    return Entry{.attributes = *found};
+}
+
+void UnionFs::Impl::reap(NodeId node) {
+    const InodeRecord* const inode = records.inode(node);
+    if (!inode || inode->nlink != 0 || records.is_known(node)) return;
+    changes.drop(node);
+    release_unread();
+}
+
+UnionFs::Impl::Reader::Reader(Impl& impl) : impl_(impl), number_(impl.next_reader_++) {
+    impl_.readers_.insert(number_);
+}
+
+UnionFs::Impl::Reader::~Reader() {
+    const std::lock_guard lock(impl_.mutex);
+    impl_.readers_.erase(number_);
+    impl_.release_unread();
+}
+
+void UnionFs::Impl::release_unread() {
+    while (!unreleased_.empty()) {
+        const Unreleased& first = unreleased_.front();
+        if (!readers_.empty() && *readers_.begin() < first.readers_before) return;
+        if (keeper) keeper->release(first.space.extent_offset_bytes, first.space.size_bytes);
+        unreleased_.pop_front();
+    }
+}
+
+UnionFs::UnionFs(const View& view, ChangeSet& changes, Keeper* keeper, Clock clock)
+    : impl_(std::make_unique<Impl>(view, changes, keeper, std::move(clock))) {}
+UnionFs::~UnionFs() = default;
+
+Result<std::optional<Entry>> UnionFs::lookup(NodeId parent, std::string_view name) {
+    const std::lock_guard lock(impl_->mutex);
+    const auto directory = impl_->directory(parent);
+    if (!directory) return std::unexpected(directory.error());
+    NodeId node = parent;
+    if (name == "..") {
+        const auto above = impl_->records.parent(parent);
+        if (!above) return std::unexpected(above.error());
+        if (*above == 0) return std::nullopt;
+        node = *above;
+    } else if (name != ".") {
+        if (const auto checked = check_name(name); !checked) return std::unexpected(checked.error());
+        const auto found = impl_->records.resolve(parent, name);
+        if (!found) return std::unexpected(found.error());
+        if (found->node == 0) return std::nullopt;
+        node = found->node;
+    }
+    const auto entry = impl_->entry(node);
+    if (!entry) return std::unexpected(entry.error());
+    return *entry;
+}
+
+void UnionFs::forget(NodeId node, std::uint64_t count) {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->keeper && impl_->records.forget(node, count)) impl_->reap(node);
+}
+
+Result<Attributes> UnionFs::attributes(NodeId node) {
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->records.attributes(node);
+}
+
+Result<std::string> UnionFs::link_target(NodeId node) {
+    const std::lock_guard lock(impl_->mutex);
+    const auto found = impl_->records.attributes(node);
+    if (!found) return std::unexpected(found.error());
+    if (!S_ISLNK(found->mode)) return fail(EINVAL);
+    if (const InodeRecord* const inode = impl_->records.inode(node); inode && inode->link_target)
+        return std::string(impl_->records.arena().get(inode->link_target).text());
+    const auto target = impl_->view.link_target(node);
+    if (!target) return std::unexpected(target.error());
+    return std::string(*target);
+}
+
+Result<void> UnionFs::list(NodeId directory, std::uint64_t cookie,
+                           const std::function<bool(const ListedEntry&)>& emit) {
+    DirectoryRun run;
+    std::uint64_t next = cookie;
+    do {
+        {
+            const std::lock_guard lock(impl_->mutex);
+            if (const auto found = impl_->directory(directory); !found) return std::unexpected(found.error());
+            if (const auto filled = run.fill(impl_->records, directory, next, kListedAtOnce); !filled) return filled;
+        }
+        if (!run.emit(emit)) return {};
+        next = run.next_cookie();
+    } while (!run.is_last());
+    return {};
+}
+
+Result<std::vector<UnionFs::Impl::Piece>> UnionFs::Impl::plan_read(NodeId node, std::uint64_t offset_bytes,
+                                                                   std::uint64_t size_bytes) const {
+    const auto found = file(node);
+    if (!found) return std::unexpected(found.error());
+    if (offset_bytes >= found->size_bytes) return std::vector<Piece>{};
+    const std::uint64_t end = offset_bytes + std::min(size_bytes, found->size_bytes - offset_bytes);
+    const InodeRecord* const inode = records.inode(node);
+    if (!inode) return std::vector{Piece{Piece::Source::view, offset_bytes, end - offset_bytes, 0}};
+    std::vector<Piece> pieces;
+    std::uint64_t at = offset_bytes;
+    const auto add = [&](Piece::Source source, std::uint64_t until, std::uint64_t extent_offset = 0) {
+        if (until <= at) return;
+        pieces.push_back({source, at, until - at, extent_offset});
+        at = until;
+    };
+    while (at < end) {
+        const auto extent = records.extents(*inode).first_behind(at);
+        const std::uint64_t gap_end = extent ? std::clamp(extent->offset_bytes, at, end) : end;
+        add(Piece::Source::view, std::min(gap_end, inode->view_size_bytes));
+        add(Piece::Source::zero, gap_end);
+        if (!extent || at >= end) continue;
+        const std::uint64_t extent_end = std::min(end, extent->end_bytes());
+        if (extent->is_hole)
+            add(Piece::Source::zero, extent_end);
+        else
+            add(Piece::Source::extent, extent_end, extent->extent_offset_bytes + (at - extent->offset_bytes));
+    }
+    return pieces;
+}
+
+Result<std::size_t> UnionFs::read(NodeId node, std::uint64_t offset_bytes, std::span<std::byte> out) {
+    std::optional<Impl::Reader> reader;
+    std::vector<Impl::Piece> pieces;
+    {
+        const std::lock_guard lock(impl_->mutex);
+        auto plan = impl_->plan_read(node, offset_bytes, out.size());
+        if (!plan) return std::unexpected(plan.error());
+        pieces = std::move(*plan);
+        using Source = Impl::Piece::Source;
+        if (std::ranges::any_of(pieces, [](const auto& piece) { return piece.source == Source::extent; }))
+            reader.emplace(*impl_);
+    }
+    std::size_t done = 0;
+    for (const Impl::Piece& piece : pieces) {
+        const auto part = out.subspan(piece.offset_bytes - offset_bytes, piece.size_bytes);
+        switch (piece.source) {
+            case Impl::Piece::Source::zero:
+                std::ranges::fill(part, std::byte{0});
+                break;
+            case Impl::Piece::Source::extent:
+                if (!impl_->keeper) return fail(EIO);
+                if (const auto loaded = impl_->keeper->load(piece.extent_offset_bytes, part); !loaded)
+                    return std::unexpected(loaded.error());
+                break;
+            case Impl::Piece::Source::view:
+                const auto count = impl_->view.read(node, piece.offset_bytes, part);
+                if (!count) return std::unexpected(count.error());
+                if (*count != part.size()) return fail(EIO);
+                break;
+        }
+        done += part.size();
+    }
+    return done;
+}
+
+bool UnionFs::read_is_warm(NodeId node, std::uint64_t offset_bytes, std::uint64_t size_bytes) {
+    const std::lock_guard lock(impl_->mutex);
+    const auto pieces = impl_->plan_read(node, offset_bytes, size_bytes);
+    if (!pieces) return true;  // The error needs no disk.
+    return std::ranges::all_of(*pieces, [&](const Impl::Piece& piece) {
+        return piece.source != Impl::Piece::Source::view ||
+               impl_->view.is_warm(node, piece.offset_bytes, piece.size_bytes);
+    });
+}
+
+Result<std::uint64_t> UnionFs::seek(NodeId node, std::uint64_t offset_bytes, bool wants_data) {
+    const std::lock_guard lock(impl_->mutex);
+    const auto found = impl_->file(node);
+    if (!found) return std::unexpected(found.error());
+    if (offset_bytes >= found->size_bytes) return fail(ENXIO);
+    const InodeRecord* const inode = impl_->records.inode(node);
+    const View& view = impl_->view;
+    if (!inode) return wants_data ? view.seek_data(node, offset_bytes) : view.seek_hole(node, offset_bytes);
+    for (std::uint64_t at = offset_bytes; at < found->size_bytes;) {
+        const auto extent = impl_->records.extents(*inode).first_behind(at);
+        if (extent && extent->offset_bytes <= at) {
+            if (extent->is_hole != wants_data) return at;
+            at = extent->end_bytes();
+            continue;
+        }
+        const std::uint64_t gap_end = extent ? extent->offset_bytes : found->size_bytes;
+        const std::uint64_t view_end = std::min(gap_end, inode->view_size_bytes);
+        if (at < view_end) {
+            const auto there = wants_data ? view.seek_data(node, at) : view.seek_hole(node, at);
+            if (!there && there.error() != Errno{ENXIO}) return there;
+            if (there && *there < view_end) return there;
+            at = view_end;
+            continue;
+        }
+        if (!wants_data) return at;
+        at = gap_end;
+    }
+    if (wants_data) return fail(ENXIO);
+    return found->size_bytes;
+}
+
+Result<std::string> UnionFs::xattr(NodeId node, std::string_view name) {
+    const std::lock_guard lock(impl_->mutex);
+    const auto value = impl_->records.xattr(node, name);
+    if (!value) return std::unexpected(value.error());
+    if (!*value) return fail(ENODATA);
+    return std::string(**value);
+}
+
+Result<std::string> UnionFs::xattr_names(NodeId node) {
+    const std::lock_guard lock(impl_->mutex);
+    const auto all = impl_->records.xattrs(node);
+    if (!all) return std::unexpected(all.error());
+    std::string names;
+    for (const auto& [name, value] : *all) names.append(name).push_back('\0');
+    if (names.size() > kMaxXattrListBytes) return fail(E2BIG);
+    return names;
+}
+
+Result<void> UnionFs::sync() {
+    if (!impl_->keeper) return {};
+    return impl_->keeper->sync();
+}
+
+UnionFs::FileSystemUsage UnionFs::usage() {
+    FileSystemUsage usage;
+    {
+        const std::lock_guard lock(impl_->mutex);
+        usage.inodes = impl_->view.node_count() + impl_->records.inodes().size();
+    }
+    const std::uint64_t below = impl_->view.logical_bytes() / usage.block_bytes;
+    usage.blocks = below;
+    if (!impl_->keeper) return usage;
+    const Keeper::Usage kept = impl_->keeper->usage();
+    usage.blocks = std::max(kept.total_bytes / usage.block_bytes, below);
+    usage.free_blocks = kept.available_bytes / usage.block_bytes;
+    usage.free_inodes = kMaxLinks;
+    usage.inodes += usage.free_inodes;
+    return usage;
+}
+
+}  // namespace lamina::unionfs

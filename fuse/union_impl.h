@@ -1,0 +1,80 @@
+#pragma once
+
+#include "fuse/change_apply.h"
+#include "fuse/change_set_records.h"
+#include "fuse/union_fs.h"
+
+#include <deque>
+#include <mutex>
+#include <set>
+#include <vector>
+
+namespace lamina::unionfs {
+
+/// What the operations in union_fs.cpp, union_write.cpp, union_data.cpp and union_rename.cpp share. Functions of this
+/// class need the lock, but those that say otherwise.
+class UnionFs::Impl {
+public:
+    Impl(const View& below, ChangeSet& change_set, Keeper* change_keeper, Clock time);
+    ~Impl();
+
+    const View& view;
+    ChangeSet& changes;
+    ChangeSet::Records& records;
+    Keeper* const keeper;
+    const Clock clock;
+    std::mutex mutex;  // Taken alone; the keeper's own locks come behind it.
+
+    Result<void> can_change() const;                                 ///< EROFS.
+    Result<Attributes> directory(NodeId node) const;                 ///< ENOTDIR
+    Result<Attributes> live_directory(NodeId node) const;            ///< ENOTDIR; ENOENT when removed.
+    Result<Attributes> file(NodeId node) const;                      ///< EISDIR, EINVAL unless a regular file.
+    Result<Resolved> existing(NodeId parent, std::string_view name)  ///< ENOENT
+        const;
+
+    /// reserve() and apply() in one, for changes without data.
+    Result<void> perform(const change::Change& change);
+    Result<void> reserve(const change::Change& change, std::uint64_t data_bytes);
+    Result<void> apply(const change::Change& change);
+    Result<Entry> entry(NodeId node);  ///< Counts a look-up.
+    void reap(NodeId node);            ///< Drops an inode without name that the kernel does not know.
+
+    /// A part of a read: from the view, from the extent file, or zeros.
+    struct Piece {
+        enum class Source { view, extent, zero };
+        Source source = Source::zero;
+        std::uint64_t offset_bytes = 0;  ///< In the file.
+        std::uint64_t size_bytes = 0;
+        std::uint64_t extent_offset_bytes = 0;
+    };
+    Result<std::vector<Piece>> plan_read(NodeId node, std::uint64_t offset_bytes, std::uint64_t size_bytes) const;
+
+    /// While one lives, no space that was in use when it was made is released. Made under the lock, ended without.
+    class Reader {
+    public:
+        explicit Reader(Impl& impl);
+        ~Reader();
+        Reader(const Reader&) = delete;
+        Reader& operator=(const Reader&) = delete;
+
+    private:
+        Impl& impl_;
+        std::uint64_t number_;
+    };
+
+private:
+    struct Unreleased {
+        std::uint64_t readers_before = 0;
+        FreedExtent space;
+    };
+    void release_unread();
+
+    std::uint64_t next_reader_ = 1;
+    std::set<std::uint64_t> readers_;
+    std::deque<Unreleased> unreleased_;
+};
+
+/// ENOENT for an empty name, ENAMETOOLONG, EINVAL for one that cannot be a name.
+Result<void> check_name(std::string_view name);
+
+}  // namespace lamina::unionfs
