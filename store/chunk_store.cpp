@@ -117,4 +117,18 @@ std::unique_ptr<ChunkStore> ChunkStore::open(const std::string& packs_folder, st
     return std::make_unique<PackedChunkStore>(packs_folder, cache_bytes);
 }
 
+std::vector<std::string> check_chunk_index(const std::string& packs_folder) {
+    const ChunkIndex index(packs_folder);
+    const auto snapshot = index.snapshot();
+    std::vector<std::string> problems = snapshot->problems;
+    for (const auto& segment : snapshot->segments) {
+        try {
+            segment->check_entries();
+        } catch (const Error& error) {  // Findings are what is asked for.
+            problems.push_back("chunk index segment " + std::to_string(segment->number()) + ": " + error.what());
+        }
+    }
+    return problems;
+}
+
 }  // namespace lamina::store

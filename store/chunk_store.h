@@ -66,4 +66,7 @@ std::vector<NewChunk> read_pack_table(const std::string& packs_folder, std::uint
 std::vector<std::string> check_pack(const std::string& packs_folder, std::uint32_t number, bool check_data,
                                     const std::function<void(const ChunkId&)>& on_bad_chunk);
 
+/// Problems of the published chunk index, each a line; reads all of it. rebuild() mends every one of them.
+std::vector<std::string> check_chunk_index(const std::string& packs_folder);
+
 }  // namespace lamina::store

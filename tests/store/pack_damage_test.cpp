@@ -38,8 +38,8 @@ struct SmallPack {
     std::size_t readable() const {
         const auto chunks = folders.open();
         std::size_t right = 0;
-        for (const Bytes& chunk : data) {
-            const ReadResult result = test::try_read(*chunks, chunk);
+        for (std::size_t i = 0; i < data.size(); ++i) {
+            const ReadResult result = test::try_read(*chunks, pack->chunks[i].id, data[i]);
             REQUIRE(result != ReadResult::wrong);
             right += result == ReadResult::right;
         }

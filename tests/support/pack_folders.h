@@ -52,12 +52,15 @@ inline Bytes read_chunk(store::ChunkSource& source, const store::ChunkId& id, st
 
 /// What reading `data` gave: its bytes, an error, or, what must never be, others.
 enum class ReadResult { right, refused, wrong };
-inline ReadResult try_read(store::ChunkSource& source, const Bytes& data) {
+inline ReadResult try_read(store::ChunkSource& source, const store::ChunkId& id, const Bytes& data) {
     try {
-        return read_chunk(source, id_of(data), data.size()) == data ? ReadResult::right : ReadResult::wrong;
+        return read_chunk(source, id, data.size()) == data ? ReadResult::right : ReadResult::wrong;
     } catch (const store::Error&) {
         return ReadResult::refused;
     }
+}
+inline ReadResult try_read(store::ChunkSource& source, const Bytes& data) {
+    return try_read(source, id_of(data), data);
 }
 
 /// While it lives, the nth step that changes the disk fails as on a full one.
