@@ -9,14 +9,17 @@
 namespace lamina::store {
 
 /// Writes a layer tar (POSIX pax): the same entries give the same bytes. Nanosecond and negative times, long names,
-/// large ids, xattrs (SCHILY.xattr.*), holes (GNU sparse 1.0 in pax form) are kept.
+/// large ids, xattrs (SCHILY.xattr.*), holes (GNU sparse 1.0 in pax form) are kept. Sockets are left out: tar has none.
 ///
-/// `entry.content` is not read: bodies follow through write_body(). One thread. Borrows `out`.
+/// `entry.content` is not read: bodies follow through write_body(). A hard link needs the metadata of its file too:
+/// what unpacks images applies them to both names. One thread. Borrows `out`. Throws internal when a body is not what
+/// begin() was told.
 class TarWriter {
 public:
     explicit TarWriter(ByteSink& out) : out_(out) {}
-    /// Begins an entry. Of a regular file exactly the bytes of its data parts (all but `holes`) must follow.
-    /// `data_map`: the file's data ranges, for a sparse file; empty: not sparse, all bytes follow.
+    /// Begins an entry. Of a regular file exactly its bytes must follow, or the bytes of `data_map`, which are the data
+    /// ranges of a sparse file, in order. Empty: not sparse. A file that is one hole has one range, of no bytes, at its
+    /// end. Sizes of ranges but the last should be multiples of 512: GNU tar reads nothing else rightly.
     struct Range {
         std::uint64_t offset_bytes = 0;
         std::uint64_t size_bytes = 0;
@@ -26,7 +29,7 @@ public:
     void finish();  ///< Two zero blocks.
 
 private:
-    void pad_body();
+    void end_body();
     ByteSink& out_;
     std::uint64_t body_left_bytes_ = 0;
     std::uint64_t body_written_bytes_ = 0;
