@@ -1,9 +1,11 @@
 #include "store/archive_source.h"
 
 #include "store/blob_source.h"
+#include "store/docker_archive_source.h"
 #include "store/error.h"
 #include "store/oci_layout_source.h"
 #include "store/printable.h"
+#include "store/tar_files.h"
 
 #include <sys/stat.h>
 
@@ -70,6 +72,14 @@ std::size_t end_of_existing_folder(const std::string& path) {
     return 1;
 }
 
+// Docker's newer archives are OCI layouts as well; some tools write no more than that.
+std::unique_ptr<ImageSource> open_docker_archive(const Location& location, const oci::Platform& platform) {
+    auto files = std::make_unique<TarFiles>(location.path, TarFiles::Links::resolve);
+    if (files->has("manifest.json")) return std::make_unique<DockerArchiveSource>(std::move(files), location.tag);
+    if (files->has("index.json")) return std::make_unique<OciLayoutSource>(std::move(files), location.tag, platform);
+    throw Error(Errc::malformed, location.path + ": no manifest.json in it, so this is no docker archive");
+}
+
 }  // namespace
 
 Location Location::of_source(std::string_view text) {
@@ -104,7 +114,10 @@ std::unique_ptr<ImageSource> open_source(const std::string& source, const oci::P
             return std::make_unique<OciLayoutSource>(std::make_unique<FolderFiles>(location.path),
                                                      std::move(location.tag), platform);
         case Location::Kind::oci_archive:
+            return std::make_unique<OciLayoutSource>(std::make_unique<TarFiles>(location.path, TarFiles::Links::refuse),
+                                                     std::move(location.tag), platform);
         case Location::Kind::docker_archive:
+            return open_docker_archive(location, platform);
         case Location::Kind::folder:
             break;
     }

@@ -201,8 +201,8 @@ std::optional<SourceImage> OciLayoutSource::load_image(const Named& named, bool 
     return image;
 }
 
-std::vector<SourceImage> OciLayoutSource::images() {
-    if (is_loaded_) return images_;
+void OciLayoutSource::load_once() {
+    if (is_loaded_) return;
     const std::vector<Named> chosen = chosen_entries();
     for (const Named& named : chosen) {
         // Signatures and attestations lie nameless beside the images.
@@ -213,11 +213,15 @@ std::vector<SourceImage> OciLayoutSource::images() {
     }
     if (images_.empty()) throw Error(Errc::malformed, files_->describe("index.json") + ": no image in it");
     is_loaded_ = true;
+}
+
+std::vector<SourceImage> OciLayoutSource::images() {
+    load_once();
     return images_;
 }
 
 std::unique_ptr<ByteSource> OciLayoutSource::open_layer(std::size_t image, std::size_t layer) {
-    images();
+    load_once();
     const SourceLayer& wanted = images_.at(image).layers.at(layer);
     return files_->open(blob_path(wanted.blob->digest)).bytes;
 }

@@ -23,6 +23,7 @@ private:
         std::string name;
         oci::Descriptor descriptor;
     };
+    void load_once();
     std::vector<Named> chosen_entries();
     std::optional<SourceImage> load_image(const Named& named, bool may_be_no_image);
     oci::Descriptor resolve_manifest(oci::Descriptor descriptor, std::vector<std::byte>& document);

@@ -88,7 +88,7 @@ private:
 
 TEST_CASE("a saved image is read back with the same config and layers", "[store][save]") {
     const test::TempDir folder;
-    const std::string target = GENERATE(as<std::string>{}, "oci:");
+    const std::string target = GENERATE(as<std::string>{}, "oci:", "oci-archive:", "docker-archive:");
     const auto image = image_of("debian:12", {"first layer", std::string(1 << 20, 'x'), ""});
     save(image, target + (folder / "out"));
 

@@ -3,6 +3,7 @@
 #include "store/error.h"
 #include "store/file.h"
 #include "store/gzip_writer.h"
+#include "support/tar_builder.h"
 
 #include <sys/stat.h>
 
@@ -11,42 +12,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <cstring>
 #include <stdexcept>
 
 namespace lamina::test {
 
 namespace {
-
-constexpr std::size_t kBlockBytes = 512;
-
-void put_octal(std::span<char> field, std::uint64_t value) {
-    std::string digits(field.size() - 1, '0');
-    for (auto digit = digits.rbegin(); digit != digits.rend(); ++digit, value /= 8) {
-        *digit = static_cast<char>('0' + value % 8);
-    }
-    std::copy(digits.begin(), digits.end(), field.begin());
-}
-
-std::string tar_header(const TarMember& member, char type) {
-    std::array<char, kBlockBytes> block{};
-    const std::span<char> bytes(block);
-    if (member.name.size() > 100 || member.link.size() > 100) throw std::runtime_error("tar_of: a name is too long");
-    std::copy(member.name.begin(), member.name.end(), block.begin());
-    put_octal(bytes.subspan(100, 8), 0644);
-    put_octal(bytes.subspan(108, 8), 0);
-    put_octal(bytes.subspan(116, 8), 0);
-    put_octal(bytes.subspan(124, 12), member.body.size());
-    put_octal(bytes.subspan(136, 12), 0);
-    block[156] = type;
-    std::copy(member.link.begin(), member.link.end(), block.begin() + 157);
-    std::memcpy(block.data() + 257, "ustar\00000", 8);
-    std::fill_n(block.begin() + 148, 8, ' ');
-    unsigned sum = 0;
-    for (const char c : block) sum += static_cast<unsigned char>(c);
-    put_octal(bytes.subspan(148, 7), sum);
-    return std::string(block.data(), block.size());
-}
 
 std::string compressed(const TestLayer& layer) {
     switch (layer.compression) {
@@ -77,16 +47,16 @@ std::string joined(const std::vector<std::string>& items) {
     return out;
 }
 
-void add_members(const std::string& folder, const std::string& prefix, std::vector<TarMember>& members) {
+void add_members(const std::string& folder, const std::string& prefix, TarBuilder& tar) {
     for (const std::string& name : store::list_folder(folder)) {
         const std::string path = folder + "/" + name;
         struct stat st {};
         if (::stat(path.c_str(), &st) != 0) throw std::runtime_error("stat " + path);
         if (S_ISDIR(st.st_mode)) {
-            members.push_back({.name = prefix + name + "/"});
-            add_members(path, prefix + name + "/", members);
+            tar.folder(prefix + name);
+            add_members(path, prefix + name + "/", tar);
         } else {
-            members.push_back({.name = prefix + name, .body = read_text(path)});
+            tar.file(prefix + name, read_text(path));
         }
     }
 }
@@ -151,20 +121,10 @@ std::string zstd_compressed(std::string_view text) {
     return out;
 }
 
-std::string tar_of(const std::vector<TarMember>& members) {
-    std::string out;
-    for (const TarMember& member : members) {
-        out += tar_header(member, !member.link.empty() ? '2' : member.name.ends_with('/') ? '5' : '0');
-        out += member.body;
-        out.append((kBlockBytes - out.size() % kBlockBytes) % kBlockBytes, '\0');
-    }
-    return out + std::string(2 * kBlockBytes, '\0');
-}
-
 std::string tar_of_folder(const std::string& folder) {
-    std::vector<TarMember> members;
-    add_members(folder, "", members);
-    return tar_of(members);
+    TarBuilder tar;
+    add_members(folder, "", tar);
+    return tar.tar();
 }
 
 std::string descriptor_json(std::string_view media_type, const store::BlobDigest& digest, std::size_t size_bytes,

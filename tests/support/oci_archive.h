@@ -33,14 +33,6 @@ public:
 std::string gzipped(std::string_view text);
 std::string zstd_compressed(std::string_view text);
 
-/// A tar of regular files, folders (name ends in "/") and, by `link`, symbolic links; no more than archives need.
-struct TarMember {
-    std::string name;
-    std::string body;
-    std::string link;  ///< Not empty: a symbolic link to it.
-};
-std::string tar_of(const std::vector<TarMember>& members);
-
 struct TestLayer {
     std::string tar;
     store::Compression compression = store::Compression::gzip;
