@@ -203,6 +203,7 @@ std::optional<SourceImage> OciLayoutSource::load_image(const Named& named, bool 
 
 void OciLayoutSource::load_once() {
     if (is_loaded_) return;
+    images_.clear();
     const std::vector<Named> chosen = chosen_entries();
     for (const Named& named : chosen) {
         // Signatures and attestations lie nameless beside the images.
