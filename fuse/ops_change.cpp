@@ -1,0 +1,207 @@
+#include "fuse/libfuse.h"
+#include "fuse/op_boundary.h"
+#include "fuse/ops.h"
+
+#include <linux/fs.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+#include <ctime>
+
+namespace lamina::unionfs {
+namespace {
+
+/// Writes above this leave the reading thread: the disk may make them wait.
+constexpr std::size_t kBigWriteBytes = 64 * 1024;
+/// One COPY_FILE_RANGE does no more: the kernel asks again for the rest, and can be interrupted in between.
+constexpr std::size_t kCopyLimitBytes = 16 << 20;
+
+Caller caller_of(fuse_req_t request) {
+    const fuse_ctx* const context = ::fuse_req_ctx(request);
+    return {.uid = context->uid, .gid = context->gid, .umask = context->umask};
+}
+
+Timestamp now() {
+    timespec time{};
+    ::clock_gettime(CLOCK_REALTIME, &time);
+    return {.seconds = time.tv_sec, .nanoseconds = static_cast<std::uint32_t>(time.tv_nsec)};
+}
+
+Timestamp to_timestamp(const timespec& time) {
+    return {.seconds = time.tv_sec, .nanoseconds = static_cast<std::uint32_t>(time.tv_nsec)};
+}
+
+// The kill bit is not among those that libfuse 3.14 passes on.
+bool setattr_kills_privileges() {
+    const RawRequest& raw = Transport::current();
+    fuse_setattr_in body{};
+    if (raw.body.size() < sizeof body) return false;
+    std::memcpy(&body, raw.body.data(), sizeof body);
+    return (body.valid & kernel::kSetattrKillPrivileges) != 0;
+}
+
+bool write_kills_privileges() {
+    const RawRequest& raw = Transport::current();
+    fuse_write_in body{};
+    if (raw.body.size() < sizeof body) return false;
+    std::memcpy(&body, raw.body.data(), sizeof body);
+    return (body.write_flags & kernel::kWriteKillPrivileges) != 0;
+}
+
+AttributeChange to_change(const struct stat& attributes, int valid) {
+    AttributeChange change;
+    if ((valid & FUSE_SET_ATTR_MODE) != 0) change.mode = attributes.st_mode & 07777;
+    if ((valid & FUSE_SET_ATTR_UID) != 0) change.uid = attributes.st_uid;
+    if ((valid & FUSE_SET_ATTR_GID) != 0) change.gid = attributes.st_gid;
+    if ((valid & FUSE_SET_ATTR_SIZE) != 0) change.size_bytes = static_cast<std::uint64_t>(attributes.st_size);
+    if ((valid & FUSE_SET_ATTR_ATIME) != 0) change.atime = to_timestamp(attributes.st_atim);
+    if ((valid & FUSE_SET_ATTR_MTIME) != 0) change.mtime = to_timestamp(attributes.st_mtim);
+    if ((valid & FUSE_SET_ATTR_CTIME) != 0) change.ctime = to_timestamp(attributes.st_ctim);
+    if ((valid & FUSE_SET_ATTR_ATIME_NOW) != 0) change.atime = now();
+    if ((valid & FUSE_SET_ATTR_MTIME_NOW) != 0) change.mtime = now();
+    return change;
+}
+
+void op_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attributes, int valid, fuse_file_info*) {
+    answer(request, [&] {
+        AttributeChange change = to_change(*attributes, valid);
+        change.clears_privileges = setattr_kills_privileges();
+        return union_of(request).set_attributes(node, change);
+    });
+}
+
+void op_mknod(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
+    answer(request,
+           [&] { return union_of(request).make(parent, name, {.mode = mode, .device = device}, caller_of(request)); });
+}
+
+void op_mkdir(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
+    answer(request, [&] {
+        return union_of(request).make(parent, name, {.mode = S_IFDIR | (mode & 07777)}, caller_of(request));
+    });
+}
+
+void op_symlink(fuse_req_t request, const char* target, fuse_ino_t parent, const char* name) {
+    answer(request, [&] {
+        return union_of(request).make(parent, name, {.mode = S_IFLNK | 0777, .link_target = target},
+                                      caller_of(request));
+    });
+}
+
+void op_link(fuse_req_t request, fuse_ino_t node, fuse_ino_t parent, const char* name) {
+    answer(request, [&] { return union_of(request).link(node, parent, name); });
+}
+
+void op_unlink(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    answer(request, [&] { return union_of(request).unlink(parent, name); });
+}
+
+void op_rmdir(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    answer(request, [&] { return union_of(request).remove_directory(parent, name); });
+}
+
+void op_rename(fuse_req_t request, fuse_ino_t from, const char* old_name, fuse_ino_t to, const char* new_name,
+               unsigned flags) {
+    answer(request, [&]() -> Result<void> {
+        const bool no_replace = (flags & RENAME_NOREPLACE) != 0;
+        const bool exchange = (flags & RENAME_EXCHANGE) != 0;
+        if ((flags & ~unsigned{RENAME_NOREPLACE | RENAME_EXCHANGE}) != 0 || (no_replace && exchange)) {
+            return fail(EINVAL);
+        }
+        return union_of(request).rename({from, old_name}, {to, new_name},
+                                        {.no_replace = no_replace, .exchange = exchange});
+    });
+}
+
+Result<WrittenBytes> written(Result<std::size_t> count) {
+    if (!count) return std::unexpected(count.error());
+    return WrittenBytes{*count};
+}
+
+/// A big write on its way to a worker, with the buffer that holds its bytes.
+class BigWrite {
+public:
+    BigWrite(MountContext& context, std::unique_ptr<LockedBuffer> buffer)
+        : context_(&context), buffer_(std::move(buffer)) {}
+    BigWrite(BigWrite&&) = default;
+    BigWrite& operator=(BigWrite&&) = delete;
+    ~BigWrite() {
+        if (buffer_) context_->transport->buffers().give_back(std::move(buffer_));
+    }
+    fuse_ino_t node = 0;
+    std::uint64_t offset_bytes = 0;
+    std::span<const std::byte> data;  ///< Inside the buffer.
+    bool kills_privileges = false;
+    Result<WrittenBytes> operator()() {
+        return written(context_->fs->write(node, offset_bytes, data, kills_privileges));
+    }
+
+private:
+    MountContext* context_;
+    std::unique_ptr<LockedBuffer> buffer_;
+};
+
+void op_write(fuse_req_t request, fuse_ino_t node, const char* bytes, std::size_t size_bytes, off_t offset,
+              fuse_file_info*) {
+    MountContext& context = context_of(request);
+    const auto data = std::as_bytes(std::span(bytes, size_bytes));
+    const auto offset_bytes = static_cast<std::uint64_t>(offset);
+    const bool kills_privileges = write_kills_privileges();
+    if (size_bytes > kBigWriteBytes) {
+        if (auto kept = context.transport->keep_current()) {
+            BigWrite later(context, std::move(kept));
+            later.node = node;
+            later.offset_bytes = offset_bytes;
+            later.data = data;
+            later.kills_privileges = kills_privileges;
+            answer_later(request, std::move(later));
+            return;
+        }
+    }
+    answer(request, [&] { return written(context.fs->write(node, offset_bytes, data, kills_privileges)); });
+}
+
+void op_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, off_t size, fuse_file_info*) {
+    answer(request, [&] {
+        return union_of(request).allocate(node, mode, static_cast<std::uint64_t>(offset),
+                                          static_cast<std::uint64_t>(size));
+    });
+}
+
+void op_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, fuse_file_info*, fuse_ino_t to,
+                        off_t to_offset, fuse_file_info*, std::size_t size_bytes, int flags) {
+    UnionFs& fs = union_of(request);
+    const UnionFs::CopyRange range{.from = from,
+                                   .from_offset_bytes = static_cast<std::uint64_t>(from_offset),
+                                   .to = to,
+                                   .to_offset_bytes = static_cast<std::uint64_t>(to_offset),
+                                   .size_bytes = std::min(size_bytes, kCopyLimitBytes)};
+    answer_later(request, [&fs, range, flags]() -> Result<WrittenBytes> {
+        if (flags != 0) return fail(EINVAL);
+        return written(fs.copy_range(range));
+    });
+}
+
+void op_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {
+    answer(request, [&] { return union_of(request).remove_xattr(node, name); });
+}
+
+}  // namespace
+
+void add_changing_operations(fuse_lowlevel_ops& table) {
+    table.setattr = op_setattr;
+    table.mknod = op_mknod;
+    table.mkdir = op_mkdir;
+    table.symlink = op_symlink;
+    table.link = op_link;
+    table.unlink = op_unlink;
+    table.rmdir = op_rmdir;
+    table.rename = op_rename;
+    table.write = op_write;
+    table.fallocate = op_fallocate;
+    table.copy_file_range = op_copy_file_range;
+    table.removexattr = op_removexattr;
+}
+
+}  // namespace lamina::unionfs

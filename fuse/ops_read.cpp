@@ -1,0 +1,113 @@
+#include "fuse/libfuse.h"
+#include "fuse/op_boundary.h"
+#include "fuse/ops.h"
+
+#include <unistd.h>
+
+namespace lamina::unionfs {
+namespace {
+
+void op_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
+    answer(request, [&] { return union_of(request).lookup(parent, name); });
+}
+
+void op_forget(fuse_req_t request, fuse_ino_t node, std::uint64_t count) {
+    union_of(request).forget(node, count);
+    ::fuse_reply_none(request);
+}
+
+void op_forget_multi(fuse_req_t request, std::size_t count, fuse_forget_data* forgets) {
+    for (const auto& forget : std::span(forgets, count)) union_of(request).forget(forget.ino, forget.nlookup);
+    ::fuse_reply_none(request);
+}
+
+void op_getattr(fuse_req_t request, fuse_ino_t node, fuse_file_info*) {
+    answer(request, [&] { return union_of(request).attributes(node); });
+}
+
+void op_readlink(fuse_req_t request, fuse_ino_t node) {
+    answer(request, [&]() -> Result<LinkText> {
+        auto target = union_of(request).link_target(node);
+        if (!target) return std::unexpected(target.error());
+        return LinkText{std::move(*target)};
+    });
+}
+
+// Each thread that reads has one reply buffer, made at its first read and as large as the largest request.
+std::span<std::byte> reply_buffer(std::size_t size_bytes) {
+    thread_local std::unique_ptr<LockedBuffer> buffer;
+    if (!buffer || buffer->bytes().size() < size_bytes) {
+        constexpr std::size_t kUsualBytes = 128 * 1024;
+        buffer = std::make_unique<LockedBuffer>(std::max(size_bytes, kUsualBytes));
+    }
+    return buffer->bytes().first(size_bytes);
+}
+
+Result<DataBytes> read_into_buffer(UnionFs& fs, fuse_ino_t node, std::uint64_t offset_bytes, std::size_t size_bytes) {
+    const auto room = reply_buffer(size_bytes);
+    const auto got = fs.read(node, offset_bytes, room);
+    if (!got) return std::unexpected(got.error());
+    return DataBytes{room.first(*got)};
+}
+
+void op_read(fuse_req_t request, fuse_ino_t node, std::size_t size_bytes, off_t offset, fuse_file_info*) {
+    UnionFs& fs = union_of(request);
+    const auto offset_bytes = static_cast<std::uint64_t>(offset);
+    if (fs.read_is_warm(node, offset_bytes, size_bytes)) {
+        answer(request, [&] { return read_into_buffer(fs, node, offset_bytes, size_bytes); });
+    } else {
+        answer_later(request, [&fs, node, offset_bytes, size_bytes] {
+            return read_into_buffer(fs, node, offset_bytes, size_bytes);
+        });
+    }
+}
+
+void op_statfs(fuse_req_t request, fuse_ino_t) {
+    answer(request, [&]() -> Result<UnionFs::FileSystemUsage> { return union_of(request).usage(); });
+}
+
+Result<SizedValue> sized(Result<std::string> value, std::size_t room) {
+    if (!value) return std::unexpected(value.error());
+    return SizedValue{std::move(*value), room};
+}
+
+void op_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, std::size_t room) {
+    answer(request, [&] { return sized(union_of(request).xattr(node, name), room); });
+}
+
+void op_listxattr(fuse_req_t request, fuse_ino_t node, std::size_t room) {
+    answer(request, [&] { return sized(union_of(request).xattr_names(node), room); });
+}
+
+void op_lseek(fuse_req_t request, fuse_ino_t node, off_t offset, int whence, fuse_file_info*) {
+    answer(request, [&]() -> Result<FileOffset> {
+        if (whence != SEEK_DATA && whence != SEEK_HOLE) return fail(EINVAL);
+        const auto found = union_of(request).seek(node, static_cast<std::uint64_t>(offset), whence == SEEK_DATA);
+        if (!found) return std::unexpected(found.error());
+        return FileOffset{*found};
+    });
+}
+
+void op_fsync(fuse_req_t request, fuse_ino_t, int, fuse_file_info*) {
+    UnionFs& fs = union_of(request);
+    answer_later(request, [&fs] { return fs.sync(); });
+}
+
+}  // namespace
+
+void add_reading_operations(fuse_lowlevel_ops& table) {
+    table.lookup = op_lookup;
+    table.forget = op_forget;
+    table.forget_multi = op_forget_multi;
+    table.getattr = op_getattr;
+    table.readlink = op_readlink;
+    table.read = op_read;
+    table.statfs = op_statfs;
+    table.getxattr = op_getxattr;
+    table.listxattr = op_listxattr;
+    table.lseek = op_lseek;
+    table.fsync = op_fsync;
+    table.fsyncdir = op_fsync;
+}
+
+}  // namespace lamina::unionfs
