@@ -1,0 +1,49 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+namespace lamina::unionfs {
+
+/// One connection to a mount's control socket, as the handler sees it. What it holds is given back when it closes.
+class ControlSession {
+public:
+    virtual ~ControlSession() = default;
+    using Members = std::map<std::string, std::string>;
+    /// Answers a question, as a JSON object without newline. May block; may throw store::Error.
+    virtual std::string answer(const std::string& ask, const Members& members) = 0;
+};
+
+/// The control socket of a mount, <mount folder>/control, mode 0600: one JSON object a line in, one out.
+///
+///   {"ask":"stats"}   counters, sizes, who reads         {"ask":"sync"}   all that was changed is durable
+///   {"ask":"cut"}     a state to diff or commit, held until the connection closes
+///   {"ask":"stop"}    sync, unmount, exit; "force":true also when files are open
+///
+/// Each answer has "ok"; with "ok":false there are "error" and "code". Answers root and the mount's owner only. A
+/// connection has a thread of its own, so that a slow question holds up nobody; at most kConnectionLimit at once.
+class ControlSocket {
+public:
+    static constexpr std::size_t kConnectionLimit = 16;
+    static constexpr std::size_t kLineLimitBytes = 4096;
+
+    using MakeSession = std::function<std::unique_ptr<ControlSession>()>;
+    /// Binds in `folder`, over what a dead server left there. Throws store::Error.
+    ControlSocket(const std::string& folder, MakeSession make_session);
+    /// Lets answers in progress be sent, then closes all connections and removes the socket.
+    ~ControlSocket();
+    ControlSocket(const ControlSocket&) = delete;
+    ControlSocket& operator=(const ControlSocket&) = delete;
+
+private:
+    class Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+/// Asks the server of a mount one question; for the command line and tests. The answer is the line without newline.
+/// unavailable: nobody listens.
+std::string ask_control(const std::string& folder, const std::string& line);
+
+}  // namespace lamina::unionfs
