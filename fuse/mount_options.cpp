@@ -1,0 +1,183 @@
+// Options of -o are those of mount(8), fuse-overlayfs and ours, separated by commas; empty ones are skipped, unknown
+// ones give a warning only, as programs that mount pass on what their users wrote.
+#include "fuse/mount_options.h"
+
+#include "store/error.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <map>
+#include <optional>
+#include <string_view>
+
+namespace lamina::unionfs {
+namespace {
+
+constexpr std::uint64_t kLeastCacheBytes = 1 << 20;
+constexpr std::uint64_t kMostCacheBytes = std::uint64_t{64} << 30;
+constexpr std::size_t kPathLimitBytes = 4095;
+
+[[noreturn]] void refuse(const std::string& why) {
+    throw store::Error(store::Errc::malformed, why + " (try --help)");
+}
+
+// Mount flags and options of other programs that change nothing here.
+bool is_harmless(std::string_view name) {
+    constexpr std::array<std::string_view, 18> kNames = {"rw",          "default_permissions",
+                                                         "allow_other", "auto",
+                                                         "noauto",      "user",
+                                                         "nouser",      "users",
+                                                         "_netdev",     "nofail",
+                                                         "atime",       "noatime",
+                                                         "relatime",    "lazytime",
+                                                         "exec",        "sync",
+                                                         "async",       "defaults"};
+    return std::ranges::find(kNames, name) != kNames.end();
+}
+
+void apply_option(ServerOptions& options, const std::string& option) {
+    const std::size_t equals = option.find('=');
+    const std::string name = option.substr(0, equals);
+    const auto value = equals == std::string::npos ? std::optional<std::string>() : option.substr(equals + 1);
+    if (name == "ro" && !value) {
+        options.is_read_only = true;
+    } else if ((name == "dev" || name == "nodev") && !value) {
+        options.allows_devices = name == "dev";
+    } else if ((name == "suid" || name == "nosuid") && !value) {
+        options.allows_set_id = name == "suid";
+    } else if (name == "cache" && value) {
+        options.cache_bytes = parse_size(*value);
+        if (options.cache_bytes < kLeastCacheBytes || options.cache_bytes > kMostCacheBytes) {
+            refuse("-o cache=" + *value + ": between 1M and 64G");
+        }
+    } else if (name == "reader" && value && (*value == "auto" || *value == "plain")) {
+        options.may_be_quiet = *value == "auto";
+    } else if (name == "reader") {
+        refuse("-o reader: auto or plain");
+    } else if (!is_harmless(name)) {
+        options.warnings.push_back(fmt::format("option {} is not known and has no effect", name));
+    }
+}
+
+void apply_options(ServerOptions& options, const std::string& list) {
+    for (std::size_t begin = 0; begin <= list.size();) {
+        const std::size_t end = std::min(list.find(',', begin), list.size());
+        if (end != begin) apply_option(options, list.substr(begin, end - begin));
+        begin = end + 1;
+    }
+}
+
+std::string checked_path(const std::string& path, std::string_view what) {
+    if (path.empty() || path.size() > kPathLimitBytes) refuse(fmt::format("{}: a path of 1 to 4095 bytes", what));
+    return path;
+}
+
+/// Goes through the words of a command line.
+class CommandLine {
+public:
+    CommandLine(ServerOptions& options, const std::vector<std::string>& words) : options_(options), words_(words) {}
+    void run() {
+        while (at_ < words_.size()) take(words_[at_++]);
+    }
+
+private:
+    using Action = ServerOptions::Action;
+
+    const std::string& value_of(const std::string& option) {
+        if (at_ == words_.size()) refuse(option + ": a value is missing");
+        return words_[at_++];
+    }
+    void set_action(Action action) {
+        if (options_.action != Action::serve && options_.action != action) refuse("more than one thing to do");
+        options_.action = action;
+    }
+    void take(const std::string& word) {
+        static const std::map<std::string, Action> kActions = {
+            {"--stats", Action::stats}, {"--stop", Action::stop},           {"--sync", Action::sync},
+            {"--diff", Action::diff},   {"--export", Action::export_layer}, {"--version", Action::version},
+            {"-V", Action::version},    {"--help", Action::help},           {"-h", Action::help},
+        };
+        if (const auto found = kActions.find(word); found != kActions.end()) {
+            set_action(found->second);
+        } else if (word == "-o") {
+            apply_options(options_, value_of(word));
+        } else if (word.starts_with("-o")) {
+            apply_options(options_, word.substr(2));
+        } else if (word == "--state") {
+            options_.mount_folder = checked_path(value_of(word), word);
+        } else if (word.starts_with("--state=")) {
+            options_.mount_folder = checked_path(word.substr(8), "--state");
+        } else if (word == "-f" || word == "-d") {
+            options_.stays_in_foreground = true;
+            options_.is_debug = options_.is_debug || word == "-d";
+        } else if (word == "--force") {
+            options_.is_forced = true;
+        } else if (word.starts_with("-")) {
+            refuse(word + ": unknown option");
+        } else if (!options_.mountpoint.empty()) {
+            refuse(word + ": one mount point is enough");
+        } else {
+            options_.mountpoint = checked_path(word, "mount point");
+        }
+    }
+
+    ServerOptions& options_;
+    const std::vector<std::string>& words_;
+    std::size_t at_ = 0;
+};
+
+}  // namespace
+
+const char* const kServerHelp =
+    "usage: lamina-fuse --state <store>/mounts/<id> [-o OPTIONS] [-f] [-d] MOUNTPOINT\n"
+    "       lamina-fuse --state <store>/mounts/<id> --stats | --sync | --stop [--force]\n"
+    "       lamina-fuse --state <store>/mounts/<id> --diff | --export\n"
+    "\n"
+    "Serves one mount of an image: reads <store>/mounts/<id>/base and what was changed before, mounts, and goes to "
+    "the\n"
+    "background when the mount is usable. Ends by itself when it is unmounted, and on SIGTERM.\n"
+    "\n"
+    "  --state DIR   the mount's folder in the store\n"
+    "  -f            stay in the foreground        -d  likewise, and print each request\n"
+    "  -o ro         read-only                     -o dev, nosuid  device files work; set-id bits do not\n"
+    "  -o cache=64M  memory for file data          -o reader=plain  never the quiet reading thread\n"
+    "  --stats       the running server's counters, as JSON\n"
+    "  --sync        make all changes durable      --stop  sync, unmount, end; --force: though files are open\n"
+    "  --diff        what was changed, as JSON     --export  what was changed, as a layer tar on standard output\n"
+    "  --version     print the version             --help  print this\n";
+
+std::uint64_t parse_size(const std::string& text) {
+    std::uint64_t number = 0;
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), number);
+    std::string_view unit(parsed.ptr, static_cast<std::size_t>(text.data() + text.size() - parsed.ptr));
+    int shift = 0;
+    if (unit == "K") {
+        shift = 10;
+    } else if (unit == "M") {
+        shift = 20;
+    } else if (unit == "G") {
+        shift = 30;
+    } else if (!unit.empty()) {
+        refuse(text + ": not a size");
+    }
+    if (parsed.ec != std::errc() || number > (std::uint64_t{1} << 62) >> shift) refuse(text + ": not a size");
+    return number << shift;
+}
+
+ServerOptions parse_server_options(const std::vector<std::string>& arguments) {
+    ServerOptions options;
+    CommandLine(options, arguments).run();
+    using Action = ServerOptions::Action;
+    if (options.action == Action::help || options.action == Action::version) return options;
+    if (options.mount_folder.empty()) refuse("--state is missing");
+    if (options.action == Action::serve && options.mountpoint.empty()) refuse("the mount point is missing");
+    if (options.action != Action::serve && !options.mountpoint.empty()) {
+        refuse(options.mountpoint + ": no mount point is wanted here");
+    }
+    return options;
+}
+
+}  // namespace lamina::unionfs

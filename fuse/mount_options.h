@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lamina::unionfs {
+
+/// The command line of lamina-fuse, checked.
+struct ServerOptions {
+    enum class Action { serve, stats, stop, sync, diff, export_layer, version, help };
+    Action action = Action::serve;
+    std::string mount_folder;  ///< --state: <store root>/mounts/<id>.
+    std::string mountpoint;
+    bool stays_in_foreground = false;                     ///< -f, -d
+    bool is_debug = false;                                ///< -d
+    bool is_forced = false;                               ///< --force: stop also when files are open.
+    bool is_read_only = false;                            ///< -o ro; the mount's base may say so too.
+    bool allows_devices = false;                          ///< -o dev
+    bool allows_set_id = true;                            ///< -o nosuid takes it away; ordinary users never have it.
+    bool may_be_quiet = true;                             ///< -o reader=auto|plain
+    std::uint64_t cache_bytes = std::uint64_t{64} << 20;  ///< -o cache=64M
+    std::vector<std::string> warnings;                    ///< Unknown -o options, one line each.
+};
+
+/// Throws store::Error(malformed) with one line on a wrong command line. `arguments` is without the program's name.
+ServerOptions parse_server_options(const std::vector<std::string>& arguments);
+
+/// "64M" and the like: a number with an optional K, M or G (of 1024). Throws malformed.
+std::uint64_t parse_size(const std::string& text);
+
+extern const char* const kServerHelp;
+
+}  // namespace lamina::unionfs
