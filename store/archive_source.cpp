@@ -1,6 +1,7 @@
 #include "store/archive_source.h"
 
 #include "store/blob_source.h"
+#include "store/directory_source.h"
 #include "store/docker_archive_source.h"
 #include "store/error.h"
 #include "store/oci_layout_source.h"
@@ -119,9 +120,9 @@ std::unique_ptr<ImageSource> open_source(const std::string& source, const oci::P
         case Location::Kind::docker_archive:
             return open_docker_archive(location, platform);
         case Location::Kind::folder:
-            break;
+            return std::make_unique<DirectorySource>(location.path);
     }
-    throw Error(Errc::unsupported, source + ": not yet");
+    throw Error(Errc::internal, "no source for " + source);
 }
 
 }  // namespace lamina::store
