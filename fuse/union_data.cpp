@@ -49,6 +49,32 @@ Target next_target(const ChangeSet::Records& records, const Keeper& keeper, cons
 
 }  // namespace
 
+/// Puts the next bytes of a write where they go, and makes them the file's. Returns how many they were.
+Result<std::size_t> UnionFs::Impl::write_some(change::Write write, std::span<const std::byte> data) {
+    const Target target =
+        next_target(records, *keeper, records.inode(write.node), write.offset_bytes, write.offset_bytes + data.size());
+    const auto part = data.first(target.size_bytes);
+    write.size_bytes = part.size();
+    write.extent_offset_bytes = target.extent_offset_bytes;
+    if (const auto reserved = reserve(write, part.size()); !reserved) return std::unexpected(reserved.error());
+    bool is_in_place = false;
+    if (target.is_overwrite) {
+        const auto over = keeper->overwrite(target.extent_offset_bytes, part);
+        is_in_place = over.has_value();
+        if (!over && over.error() != Errno{EAGAIN}) return std::unexpected(over.error());
+    }
+    if (!is_in_place) {
+        const auto place = keeper->place(part, target.is_overwrite ? 0 : target.extent_offset_bytes);
+        if (!place) return std::unexpected(place.error());
+        write.extent_offset_bytes = *place;
+    }
+    if (const auto applied = apply(write); !applied) {
+        if (!is_in_place) keeper->release(write.extent_offset_bytes, write.size_bytes);
+        return std::unexpected(applied.error());
+    }
+    return part.size();
+}
+
 Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std::span<const std::byte> data,
                                    bool clears_privileges) {
     const std::lock_guard lock(impl_->mutex);
@@ -57,37 +83,16 @@ Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std:
     if (!file) return std::unexpected(file.error());
     if (data.empty()) return 0;
     if (offset_bytes > kMaxFileBytes || data.size() > kMaxFileBytes - offset_bytes) return fail(EFBIG);
-    const Timestamp now = impl_->clock();
+    change::Write write{.node = node, .clears_privileges = clears_privileges, .time = impl_->clock()};
     std::size_t done = 0;
     while (done < data.size()) {
-        const std::uint64_t at = offset_bytes + done;
-        const Target target =
-            next_target(impl_->records, *impl_->keeper, impl_->records.inode(node), at, offset_bytes + data.size());
-        const auto part = data.subspan(done, target.size_bytes);
-        change::Write write{.node = node,
-                            .offset_bytes = at,
-                            .size_bytes = part.size(),
-                            .extent_offset_bytes = target.extent_offset_bytes,
-                            .clears_privileges = clears_privileges,
-                            .time = now};
-        const auto written = [&]() -> Result<void> {
-            const auto reserved = impl_->reserve(write, target.is_overwrite ? 0 : part.size());
-            if (!reserved) return reserved;
-            if (target.is_overwrite) {
-                const auto over = impl_->keeper->overwrite(target.extent_offset_bytes, part);
-                if (!over) return over;
-            } else {
-                const auto placed = impl_->keeper->place(part, target.extent_offset_bytes);
-                if (!placed) return std::unexpected(placed.error());
-                write.extent_offset_bytes = *placed;
-            }
-            return impl_->apply(write);
-        }();
+        write.offset_bytes = offset_bytes + done;
+        const auto written = impl_->write_some(write, data.subspan(done));
         if (!written) {
             if (done > 0) return done;  // What is written is written, as write(2) says.
-            return std::unexpected(written.error());
+            return written;
         }
-        done += part.size();
+        done += *written;
     }
     return done;
 }

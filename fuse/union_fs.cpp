@@ -1,6 +1,6 @@
 // The operations that read. Each takes the lock, asks the records, and where they say nothing, the view. Bytes are
-// read without the lock: a read first collects its pieces under it. A Reader keeps the space of those pieces from being
-// used again until they are read; freed space waits in unreleased_ for the readers that began before it was freed.
+// read without the lock: a read first collects its pieces under it, and a Reader keeps their space from being used
+// again until they are read. Space that a change frees is released only when the keeper has the change.
 #include "fuse/union_fs.h"
 
 #include "fuse/dir_listing.h"
@@ -54,7 +54,7 @@ UnionFs::Impl::Impl(const View& below, ChangeSet& change_set, Keeper* change_kee
       keeper(change_keeper),
       clock(time ? std::move(time) : Clock(real_time)) {
     changes.on_freed([this](std::uint64_t offset_bytes, std::uint64_t size_bytes) {
-        unreleased_.push_back({.readers_before = next_reader_, .space = {offset_bytes, size_bytes}});
+        freed_.push_back({offset_bytes, size_bytes});
     });
 }
 
@@ -108,7 +108,7 @@ Result<void> UnionFs::Impl::reserve(const change::Change& change, std::uint64_t 
 Result<void> UnionFs::Impl::apply(const change::Change& change) {
     if (const auto applied = changes.apply(change); !applied) return applied;
     keeper->append(change);
-    release_unread();
+    release_freed();
     return {};
 }
 
@@ -123,26 +123,13 @@ void UnionFs::Impl::reap(NodeId node) {
     const InodeRecord* const inode = records.inode(node);
     if (!inode || inode->nlink != 0 || records.is_known(node)) return;
     changes.drop(node);
-    release_unread();
+    release_freed();
 }
 
-UnionFs::Impl::Reader::Reader(Impl& impl) : impl_(impl), number_(impl.next_reader_++) {
-    impl_.readers_.insert(number_);
-}
-
-UnionFs::Impl::Reader::~Reader() {
-    const std::lock_guard lock(impl_.mutex);
-    impl_.readers_.erase(number_);
-    impl_.release_unread();
-}
-
-void UnionFs::Impl::release_unread() {
-    while (!unreleased_.empty()) {
-        const Unreleased& first = unreleased_.front();
-        if (!readers_.empty() && *readers_.begin() < first.readers_before) return;
-        if (keeper) keeper->release(first.space.extent_offset_bytes, first.space.size_bytes);
-        unreleased_.pop_front();
-    }
+void UnionFs::Impl::release_freed() {
+    for (const FreedExtent& freed : freed_)
+        if (keeper) keeper->release(freed.extent_offset_bytes, freed.size_bytes);
+    freed_.clear();
 }
 
 UnionFs::UnionFs(const View& view, ChangeSet& changes, Keeper* keeper, Clock clock)
@@ -249,7 +236,7 @@ Result<std::size_t> UnionFs::read(NodeId node, std::uint64_t offset_bytes, std::
         pieces = std::move(*plan);
         using Source = Impl::Piece::Source;
         if (std::ranges::any_of(pieces, [](const auto& piece) { return piece.source == Source::extent; }))
-            reader.emplace(*impl_);
+            reader.emplace(impl_->keeper);
     }
     std::size_t done = 0;
     for (const Impl::Piece& piece : pieces) {

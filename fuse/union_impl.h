@@ -4,9 +4,7 @@
 #include "fuse/change_set_records.h"
 #include "fuse/union_fs.h"
 
-#include <deque>
 #include <mutex>
-#include <set>
 #include <vector>
 
 namespace lamina::unionfs {
@@ -36,6 +34,7 @@ public:
     Result<void> perform(const change::Change& change);
     Result<void> reserve(const change::Change& change, std::uint64_t data_bytes);
     Result<void> apply(const change::Change& change);
+    Result<std::size_t> write_some(change::Write write, std::span<const std::byte> data);
     Result<Entry> entry(NodeId node);  ///< Counts a look-up.
     void reap(NodeId node);            ///< Drops an inode without name that the kernel does not know.
 
@@ -49,29 +48,25 @@ public:
     };
     Result<std::vector<Piece>> plan_read(NodeId node, std::uint64_t offset_bytes, std::uint64_t size_bytes) const;
 
-    /// While one lives, no space that was in use when it was made is released. Made under the lock, ended without.
+    /// While one lives, no space that was in use when it was made is used again. Made under the lock, ended without.
     class Reader {
     public:
-        explicit Reader(Impl& impl);
-        ~Reader();
+        explicit Reader(Keeper* keeper) : keeper_(keeper), ticket_(keeper ? keeper->begin_reading() : 0) {}
+        ~Reader() {
+            if (keeper_) keeper_->end_reading(ticket_);
+        }
         Reader(const Reader&) = delete;
         Reader& operator=(const Reader&) = delete;
 
     private:
-        Impl& impl_;
-        std::uint64_t number_;
+        Keeper* keeper_;
+        unsigned ticket_;
     };
 
 private:
-    struct Unreleased {
-        std::uint64_t readers_before = 0;
-        FreedExtent space;
-    };
-    void release_unread();
+    void release_freed();
 
-    std::uint64_t next_reader_ = 1;
-    std::set<std::uint64_t> readers_;
-    std::deque<Unreleased> unreleased_;
+    std::vector<FreedExtent> freed_;  // By changes that the keeper has not seen yet.
 };
 
 /// ENOENT for an empty name, ENAMETOOLONG, EINVAL for one that cannot be a name.

@@ -30,6 +30,7 @@ public:
         return at;
     }
     unionfs::Result<void> overwrite(std::uint64_t offset, std::span<const std::byte> data) override {
+        if (denies_overwrites) return unionfs::fail(EAGAIN);
         std::ranges::copy(data, data_.begin() + static_cast<std::ptrdiff_t>(offset));
         ++overwrites;
         return {};
@@ -41,15 +42,30 @@ public:
         std::copy_n(data_.begin() + static_cast<std::ptrdiff_t>(offset), out.size(), out.begin());
         return {};
     }
+    unsigned begin_reading() noexcept override {
+        ++readers_;
+        return 1;
+    }
+    void end_reading(unsigned) noexcept override {
+        if (--readers_ > 0) return;
+        for (const auto& [offset, size] : unread_) poison(offset, size);
+        unread_.clear();
+    }
+    /// Space is spoilt when nobody reads; releasing before the change that freed it was appended is told apart by
+    /// tests.
     void release(std::uint64_t offset, std::uint64_t size) override {
         if (offset + size > data_.size()) throw std::logic_error("released what was never placed");
+        is_released_.resize(data_.size(), false);
         for (std::uint64_t at = offset; at < offset + size; ++at) {
-            if (at >= is_released_.size()) is_released_.resize(data_.size(), false);
             if (is_released_[at]) throw std::logic_error("released twice");
             is_released_[at] = true;
         }
-        std::fill_n(data_.begin() + static_cast<std::ptrdiff_t>(offset), size, kPoison);
         released_bytes += size;
+        log_size_at_release = log.size();
+        if (readers_ > 0)
+            unread_.emplace_back(offset, size);
+        else
+            poison(offset, size);
     }
     void append(const unionfs::change::Change& change) noexcept override {
         log.emplace_back();
@@ -79,14 +95,21 @@ public:
     int place_error = 0;
     int overwrites = 0;
     int syncs = 0;
+    bool denies_overwrites = false;
+    std::size_t log_size_at_release = 0;
     std::function<void()> before_load;
 
 private:
+    void poison(std::uint64_t offset, std::uint64_t size) {
+        std::fill_n(data_.begin() + static_cast<std::ptrdiff_t>(offset), size, kPoison);
+    }
     static constexpr std::size_t kGapBytes = 16;
     static constexpr std::byte kPoison{0xdd};
     std::vector<std::byte> data_;
     std::map<std::uint64_t, std::uint64_t> used_;
     std::vector<bool> is_released_;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> unread_;
+    int readers_ = 0;
     std::uint64_t synced_end_ = 0;
 };
 
