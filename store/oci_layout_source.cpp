@@ -123,7 +123,8 @@ std::vector<OciLayoutSource::Named> OciLayoutSource::chosen_entries() {
         if (same.manifests.size() == 1) {
             chosen.push_back({name, same.manifests.front()});
         } else if (has_platforms) {
-            chosen.push_back({name, parse_naming(where, [&] { return oci::choose_platform(same, platform_); })});
+            chosen.push_back(
+                {name, parse_naming(where, [&, &entries = same] { return oci::choose_platform(entries, platform_); })});
         } else {
             throw Error(Errc::malformed,
                         where + ": " + quoted(name) + " names " + std::to_string(same.manifests.size()) + " images");
