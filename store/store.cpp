@@ -1,0 +1,255 @@
+#include "store/store.h"
+
+#include "store/error.h"
+#include "store/exporter.h"
+#include "store/gc.h"
+#include "store/image_paths.h"
+#include "store/importer.h"
+#include "store/printable.h"
+#include "store/store_core.h"
+#include "store/store_folder.h"
+#include "store/usage.h"
+#include "store/verify.h"
+
+#include <sys/random.h>
+#include <system_error>
+
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <utility>
+
+// The facade: each call resolves what it is given to rows and hands on. Opening is also recovery, the same whether the
+// last process ended or was cut off: staging is emptied, files that no row names are removed, and the chunk index is
+// made to cover exactly the committed packs. Nothing else can be out of step, because rows are written after what they
+// name and removed before it.
+
+namespace lamina::store {
+
+namespace {
+
+constexpr std::uint64_t kCacheBytes = 64ull << 20;
+constexpr std::uint64_t kFileCacheBytes = 8ull << 20;
+constexpr std::size_t kReadBytes = 256 << 10;
+constexpr std::size_t kMountIdDigits = 16;
+
+std::string new_mount_id() {
+    std::array<unsigned char, kMountIdDigits / 2> random{};
+    if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size())) {
+        throw_errno(errno, "random bytes");
+    }
+    std::string id;
+    for (const unsigned char byte : random) {
+        id += "0123456789abcdef"[byte >> 4];
+        id += "0123456789abcdef"[byte & 15];
+    }
+    return id;
+}
+
+bool is_mount_id(const std::string& id) {
+    return id.size() == kMountIdDigits && id.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+class StoreImpl : public Store {
+public:
+    explicit StoreImpl(const std::string& path) : folder_(StoreFolder::open(path)) {
+        core_.paths = folder_.paths();
+        core_.index = Index::open(core_.paths.index());
+        core_.chunks = ChunkStore::open(core_.paths.packs(), kCacheBytes);
+        try {
+            agree_chunk_index(core_);
+        } catch (const Error& error) {
+            // A committed pack is damaged beyond its frame headers: what is whole must stay usable; verify tells more.
+            if (error.code() != Errc::corrupt && error.code() != Errc::not_found) throw;
+            core_.chunks->rebuild(readable_packs());
+        }
+        remove_strays(core_);
+    }
+
+    const std::string& root() const override { return core_.paths.root; }
+
+    std::vector<ImageSummary> import(const ImportRequest& request, std::stop_token stop) override {
+        return summaries(import_images(core_, request, stop));
+    }
+    ImageSummary commit(const CommitRequest& request, ByteSource& layer_tar, std::stop_token stop) override {
+        return summary_of(commit_image(core_, request, layer_tar, stop));
+    }
+    void save(const SaveRequest& request, std::stop_token stop) override { save_image(core_, request, stop); }
+
+    std::vector<ImageSummary> images() override { return summaries(core_.index->images()); }
+    ImageDetails inspect(const std::string& image) override;
+    void tag(const std::string& image, const ImageName& name) override;
+    void remove_image(const std::string& image, bool force) override;
+
+    std::vector<ListedName> list(const std::string& image, const std::string& path) override;
+    void read_file(const std::string& image, const std::string& path, ByteSink& out) override;
+
+    DiskUsage disk_usage() override { return measure_usage(core_); }
+    GcReport gc(bool is_dry_run, std::stop_token stop) override { return collect(core_, is_dry_run, stop); }
+    VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) override {
+        return verify_store(core_, check_data, progress, stop);
+    }
+
+    std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) override;
+    void discard_mount(const std::string& id) override;
+
+private:
+    static std::vector<ImageSummary> summaries(const std::vector<ImageRow>& rows) {
+        std::vector<ImageSummary> all;
+        for (const ImageRow& row : rows) all.push_back(summary_of(row));
+        return all;
+    }
+    std::vector<std::uint32_t> readable_packs() const;
+    std::vector<KeptMount> mounts_of(const ImageRow& image) const;
+
+    StoreFolder folder_;  // First, so that the lock goes last.
+    StoreCore core_;
+};
+
+std::vector<std::uint32_t> StoreImpl::readable_packs() const {
+    std::vector<std::uint32_t> readable;
+    for (const PackRow& pack : core_.index->packs()) {
+        try {
+            static_cast<void>(read_pack_table(core_.paths.packs(), pack.number));
+            readable.push_back(pack.number);
+        } catch (const Error&) {  // That it cannot be read is the answer.
+        }
+    }
+    return readable;
+}
+
+ImageDetails StoreImpl::inspect(const std::string& image) {
+    const FoundImage found = find_image(core_, image);
+    const ImageDocuments documents = core_.index->documents(found.row.id);
+    const auto text_of = [](const std::vector<std::byte>& bytes) {
+        return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    };
+    ImageDetails details{.summary = summary_of(found.row),
+                         .manifest_json = text_of(documents.manifest),
+                         .config_json = text_of(documents.config),
+                         .layers = {}};
+    for (const DiffId& layer : found.row.layers) {
+        const auto row = core_.index->find_layer(layer);
+        if (row) details.layers.push_back({row->diff_id, row->tar_bytes, row->entry_count});
+    }
+    return details;
+}
+
+void StoreImpl::tag(const std::string& image, const ImageName& name) {
+    // Under the leases' lock, because gc decides under it which images without a name it takes away.
+    core_.leases.with_all(
+        [&](const Leases::Held&, auto&&) { core_.index->set_name(name, find_image(core_, image).row.id); });
+}
+
+std::vector<KeptMount> StoreImpl::mounts_of(const ImageRow& image) const {
+    std::vector<KeptMount> mounts = kept_mounts(core_);
+    const std::string config = image.config.digest.text();
+    std::erase_if(mounts, [&](const KeptMount& mount) { return mount.base.config_digest != config; });
+    return mounts;
+}
+
+void StoreImpl::remove_image(const std::string& image, bool force) {
+    const std::lock_guard mounting(core_.mounting);
+    const FoundImage found = find_image(core_, image);
+    if (found.by_name && found.row.names.size() > 1 && !force) return core_.index->remove_name(*found.by_name);
+    const std::vector<KeptMount> mounts = mounts_of(found.row);
+    if (mounts.empty()) return core_.index->remove_image(found.row.id);
+    if (!force) {
+        throw Error(Errc::busy, "image " + display_name(found.row) + ": mount " + mounts.front().id + " at " +
+                                    store::quoted(mounts.front().base.mountpoint) +
+                                    " needs it: discard the mount first, or force");
+    }
+    core_.index->hide_image(found.row.id);
+}
+
+std::vector<ListedName> StoreImpl::list(const std::string& image, const std::string& path) {
+    Leases::Lease lease = core_.leases.take();
+    const TreeDigest digest = keep_image(core_, lease, image).row.tree.digest;
+    const auto tree = ImageTree::open(core_.paths.tree(digest), digest);
+    const auto named = [&](std::string name, TreeIno ino) {
+        ListedName listed{.path = std::move(name), .attributes = tree->attributes(ino), .ino = ino, .link_target = {}};
+        if (listed.attributes.type == FileType::symlink) listed.link_target = tree->link_target(ino);
+        return listed;
+    };
+    std::string folder = path;
+    while (folder.ends_with('/')) folder.pop_back();
+    while (folder.starts_with('/')) folder.erase(0, 1);
+    TreeIno ino = resolve_path_no_follow(*tree, path);
+    if (tree->attributes(ino).type == FileType::symlink) {
+        try {
+            const TreeIno target = resolve_path(*tree, path);
+            if (tree->attributes(target).type == FileType::directory) ino = target;
+        } catch (const Error& error) {  // A link that leads nowhere is listed as itself.
+            if (error.code() != Errc::not_found) throw;
+        }
+    }
+    std::vector<ListedName> names;
+    if (tree->attributes(ino).type != FileType::directory) {
+        names.push_back(named(folder, ino));
+        return names;
+    }
+    const std::uint32_t count = tree->entry_count(ino);
+    for (std::uint32_t position = 0; position < count; ++position) {
+        const TreeName entry = tree->entry(ino, position);
+        names.push_back(named((folder.empty() ? "" : folder + "/") + std::string(entry.name), entry.ino));
+    }
+    return names;
+}
+
+void StoreImpl::read_file(const std::string& image, const std::string& path, ByteSink& out) {
+    Leases::Lease lease = core_.leases.take();
+    const TreeDigest digest = keep_image(core_, lease, image).row.tree.digest;
+    const auto view = ReadView::open(core_.paths.root, digest, kFileCacheBytes);
+    const TreeIno ino = resolve_path(view->tree(), path);
+    const FileType type = view->tree().attributes(ino).type;
+    if (type == FileType::directory) throw Error(Errc::malformed, store::quoted(path) + ": is a directory");
+    if (type != FileType::regular) throw Error(Errc::malformed, store::quoted(path) + ": is not a regular file");
+    std::vector<std::byte> buffer(kReadBytes);
+    std::uint64_t offset_bytes = 0;
+    while (const std::size_t got = view->read(ino, offset_bytes, buffer)) {
+        out.write(std::span(buffer).first(got));
+        offset_bytes += got;
+    }
+}
+
+std::string StoreImpl::create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) {
+    const std::lock_guard mounting(core_.mounting);
+    Leases::Lease lease = core_.leases.take();
+    const FoundImage found = keep_image(core_, lease, image);
+    std::string id = new_mount_id();
+    while (exists(core_.paths.mount(id))) id = new_mount_id();
+    const std::string folder = core_.paths.mount(id);
+    try {
+        make_folder(folder);
+        write_mount_base(folder, {.tree = found.row.tree.digest,
+                                  .layers = found.row.layers,
+                                  .image = found.by_name ? found.by_name->text() : display_name(found.row),
+                                  .manifest_digest = found.row.manifest.digest.text(),
+                                  .config_digest = found.row.config.digest.text(),
+                                  .mountpoint = mountpoint,
+                                  .is_read_only = is_read_only});
+    } catch (...) {  // No half-made mount stays, whatever went wrong.
+        std::error_code ignored;
+        std::filesystem::remove_all(folder, ignored);
+        throw;
+    }
+    return id;
+}
+
+void StoreImpl::discard_mount(const std::string& id) {
+    const std::lock_guard mounting(core_.mounting);
+    const std::string folder = core_.paths.mount(id);
+    if (!is_mount_id(id) || !exists(folder))
+        throw Error(Errc::not_found, "mount " + store::quoted(id) + ": there is none");
+    remove_file(folder + "/base");  // First: what is left after a crash is no mount any more.
+    sync_folder(folder);
+    remove_tree(folder);
+}
+
+}  // namespace
+
+std::unique_ptr<Store> Store::open(const std::string& root) {
+    return std::make_unique<StoreImpl>(root);
+}
+
+}  // namespace lamina::store
