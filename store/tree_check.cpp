@@ -102,7 +102,9 @@ void TreeCheck::walk() {
 void TreeCheck::visit(Visit at, std::vector<Visit>& more) {
     const Inode node = tree_.inode(at.ino);
     if (node.extra != at.parent) report(at.ino, "wrong parent");
-    if (node.first != (node.count == 0 ? 0 : dirents_)) report(at.ino, "its names are not where they belong");
+    if (node.first != (node.count == 0 ? 0 : dirents_)) {
+        return report(at.ino, "its names are not where they belong");
+    }
     dirents_ += node.count;
     std::string_view before;
     std::uint32_t subdirectories = 0;
@@ -172,7 +174,7 @@ void TreeCheck::check_regular(std::uint32_t ino, const Inode& node) {
     logical_bytes_ = node.size_bytes > ~logical_bytes_ ? ~std::uint64_t{0} : logical_bytes_ + node.size_bytes;
     const std::uint64_t ends = node.count > 1 ? node.count : 0;
     if (node.first != (node.count == 0 ? 0 : parts_) || node.extra != (ends == 0 ? 0 : part_ends_)) {
-        report(ino, "its parts are not where they belong");
+        return report(ino, "its parts are not where they belong");
     }
     parts_ += node.count;
     part_ends_ += ends;
@@ -187,14 +189,13 @@ void TreeCheck::check_regular(std::uint32_t ino, const Inode& node) {
 }
 
 void TreeCheck::check_xattrs(std::uint32_t ino, const Inode& node) {
-    const auto pairs = tree_.xattrs(ino);
-    if (node.xattr_set == 0) return;
-    if (node.xattr_set > xattr_sets_ + 1) report(ino, "its xattr set is out of order");
-    if (node.xattr_set <= xattr_sets_) return;
+    if (node.xattr_set <= xattr_sets_) return;  // None, or one that another inode showed.
+    if (node.xattr_set > xattr_sets_ + 1) return report(ino, "its xattr set is out of order");
     ++xattr_sets_;
     const auto set = tree_.record<XattrSet>(Table::xattr_sets, node.xattr_set - 1);
-    if (set.first != xattrs_ || set.count == 0) report(ino, "its xattrs are not where they belong");
+    if (set.first != xattrs_ || set.count == 0) return report(ino, "its xattrs are not where they belong");
     xattrs_ += set.count;
+    const auto pairs = tree_.xattrs(ino);
     for (std::uint64_t i = 0; i < pairs.size(); ++i) {
         const auto raw = tree_.record<Xattr>(Table::xattrs, set.first + i);
         check_string(ino, raw.name, raw.name_bytes);
