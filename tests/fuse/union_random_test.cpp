@@ -4,6 +4,7 @@
 #include "fuse/model_fs.h"
 #include "support/catch.h"
 #include "support/change_dump.h"
+#include "support/soundness.h"
 #include "support/union_fixture.h"
 
 #include <fcntl.h>
@@ -46,6 +47,7 @@ public:
         for (const auto& [handle, count] : held_) fs_->forget(handle->number, count);
         held_.clear();
         check_space();
+        REQUIRE(test::Soundness(*changes_).problems() == std::vector<std::string>{});
         fs_.reset();
         auto replayed_arena = *Arena::create();
         auto replayed = std::make_unique<ChangeSet>(*replayed_arena, view_);
@@ -387,7 +389,7 @@ private:
 TEST_CASE("random programs do to the union what they do to a plain model, before and after a remount",
           "[fuse][union][random]") {
     const char* const wanted = std::getenv("LAMINA_RANDOM_PROGRAMS");
-    const unsigned programs = wanted ? static_cast<unsigned>(std::atoi(wanted)) : 1000;
+    const unsigned programs = wanted ? static_cast<unsigned>(std::atoi(wanted)) : 500;
     const char* const first = std::getenv("LAMINA_RANDOM_SEED");
     const unsigned base = first ? static_cast<unsigned>(std::atoi(first)) : 1;
     for (unsigned seed = base; seed < base + programs; ++seed) {
