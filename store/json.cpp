@@ -6,6 +6,7 @@
 #include <boost/json/basic_parser_impl.hpp>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value_stack.hpp>
+#include <boost/system/error_code.hpp>
 
 #include <limits>
 #include <set>
@@ -21,7 +22,7 @@ namespace {
 
 namespace bj = boost::json;
 
-// The names and the `error_code&` of its functions are Boost's.
+// The names of its functions are Boost's.
 class StrictHandler {
 public:
     static constexpr std::size_t max_object_size = bj::object::max_size();
@@ -29,39 +30,39 @@ public:
     static constexpr std::size_t max_key_size = bj::string::max_size();
     static constexpr std::size_t max_string_size = bj::string::max_size();
 
-    bool on_document_begin(bj::error_code&) {
+    bool on_document_begin(boost::system::error_code&) {
         stack_.reset();
         return true;
     }
-    bool on_document_end(bj::error_code&) { return true; }
-    bool on_array_begin(bj::error_code&) { return true; }
-    bool on_array_end(std::size_t count, bj::error_code&) {
+    bool on_document_end(boost::system::error_code&) { return true; }
+    bool on_array_begin(boost::system::error_code&) { return true; }
+    bool on_array_end(std::size_t count, boost::system::error_code&) {
         stack_.push_array(count);
         return true;
     }
-    bool on_object_begin(bj::error_code&) {
+    bool on_object_begin(boost::system::error_code&) {
         keys_.emplace_back();
         return true;
     }
-    bool on_object_end(std::size_t count, bj::error_code&) {
+    bool on_object_end(std::size_t count, boost::system::error_code&) {
         keys_.pop_back();
         stack_.push_object(count);
         return true;
     }
-    bool on_string_part(bj::string_view part, std::size_t, bj::error_code&) {
+    bool on_string_part(bj::string_view part, std::size_t, boost::system::error_code&) {
         stack_.push_chars(part);
         return true;
     }
-    bool on_string(bj::string_view part, std::size_t, bj::error_code&) {
+    bool on_string(bj::string_view part, std::size_t, boost::system::error_code&) {
         stack_.push_string(part);
         return true;
     }
-    bool on_key_part(bj::string_view part, std::size_t, bj::error_code&) {
+    bool on_key_part(bj::string_view part, std::size_t, boost::system::error_code&) {
         key_.append(part.data(), part.size());
         stack_.push_chars(part);
         return true;
     }
-    bool on_key(bj::string_view part, std::size_t, bj::error_code&) {
+    bool on_key(bj::string_view part, std::size_t, boost::system::error_code&) {
         key_.append(part.data(), part.size());
         if (!keys_.back().insert(key_).second) {
             throw Error(Errc::malformed, "the key " + quoted(key_) + " occurs twice in one object");
@@ -70,29 +71,29 @@ public:
         stack_.push_key(part);
         return true;
     }
-    bool on_number_part(bj::string_view, bj::error_code&) { return true; }
-    bool on_int64(std::int64_t number, bj::string_view, bj::error_code&) {
+    bool on_number_part(bj::string_view, boost::system::error_code&) { return true; }
+    bool on_int64(std::int64_t number, bj::string_view, boost::system::error_code&) {
         stack_.push_int64(number);
         return true;
     }
-    bool on_uint64(std::uint64_t number, bj::string_view, bj::error_code&) {
+    bool on_uint64(std::uint64_t number, bj::string_view, boost::system::error_code&) {
         stack_.push_uint64(number);
         return true;
     }
-    bool on_double(double number, bj::string_view, bj::error_code&) {
+    bool on_double(double number, bj::string_view, boost::system::error_code&) {
         stack_.push_double(number);
         return true;
     }
-    bool on_bool(bool flag, bj::error_code&) {
+    bool on_bool(bool flag, boost::system::error_code&) {
         stack_.push_bool(flag);
         return true;
     }
-    bool on_null(bj::error_code&) {
+    bool on_null(boost::system::error_code&) {
         stack_.push_null();
         return true;
     }
-    bool on_comment_part(bj::string_view, bj::error_code&) { return true; }
-    bool on_comment(bj::string_view, bj::error_code&) { return true; }
+    bool on_comment_part(bj::string_view, boost::system::error_code&) { return true; }
+    bool on_comment(bj::string_view, boost::system::error_code&) { return true; }
 
     bj::value release() { return stack_.release(); }
 
@@ -116,7 +117,7 @@ bj::value parse(std::span<const std::byte> document, const Limits& limits) {
     bj::parse_options options;
     options.max_depth = limits.depth;
     bj::basic_parser<StrictHandler> parser(options);
-    bj::error_code failure;
+    boost::system::error_code failure;
     const auto* const text = reinterpret_cast<const char*>(document.data());
     const std::size_t used = parser.write_some(false, text, document.size(), failure);
     if (!failure && used != document.size()) {

@@ -3,13 +3,18 @@
 #include "store/blob_source.h"
 #include "store/error.h"
 #include "store/file.h"
+#include "store/source_files.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"
 #include "support/temp_dir.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
+#include <atomic>
+#include <cstdio>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -243,6 +248,28 @@ TEST_CASE("no folder on the way to a blob may be a link", "[store][source]") {
     store::rename_durably(layout.folder() + "/blobs", folder / "blobs");
     REQUIRE(::symlink("../blobs", (layout.folder() + "/blobs").c_str()) == 0);
     CHECK_THAT(source_error("oci:" + layout.folder()), ContainsSubstring("a symbolic link"));
+}
+
+TEST_CASE("a blob that is exchanged for a link at any moment is read or refused, never followed", "[store][source]") {
+    const test::TempDir folder;
+    test::write_text(folder / "x/blob", "good");
+    test::write_text(folder / "secret", "evil");
+    REQUIRE(::symlink("../secret", (folder / "link").c_str()) == 0);
+    const std::string blob = folder / "x/blob";
+    std::atomic<bool> is_over = false;
+    std::thread exchanger([&] {
+        while (!is_over) {
+            ::renameat2(AT_FDCWD, blob.c_str(), AT_FDCWD, (folder / "link").c_str(), RENAME_EXCHANGE);
+        }
+    });
+    const store::FolderFiles files(folder / "x");
+    bool is_followed = false;
+    for (int i = 0; i < 3000; ++i) {
+        test::error_of([&] { is_followed |= test::text_of(files.read("blob", 100)) != "good"; });
+    }
+    is_over = true;
+    exchanger.join();
+    CHECK_FALSE(is_followed);
 }
 
 TEST_CASE("a folder that is no layout is refused by what is missing in it", "[store][source]") {

@@ -16,9 +16,12 @@
 #include <sys/un.h>
 #include <sys/xattr.h>
 
+#include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 using namespace lamina;
@@ -209,9 +212,8 @@ TEST_CASE("an error about a strange name is still one line", "[store][source]") 
 
 TEST_CASE("folders nested too deep are refused", "[store][source]") {
     const test::TempDir folder;
-    std::string path = folder / "d";
-    for (int i = 0; i < 300; ++i) path += "/d";
-    store::make_folders(path);
+    std::string path = folder.path();
+    for (int i = 0; i < 300; ++i) REQUIRE(::mkdir((path += "/d").c_str(), 0700) == 0);
     CHECK_THAT(test::error_of([&] { tar_of(folder.path()); }), ContainsSubstring("nested deeper than 256"));
 }
 
@@ -237,4 +239,27 @@ TEST_CASE("what goes away while a folder is read is an error", "[store][source]"
     REQUIRE(tar->read(buffer) > 0);
     store::remove_file(folder / "b");
     CHECK_THAT(test::error_of([&] { test::read_all(*tar); }), ContainsSubstring("not_found: open " + (folder / "b")));
+}
+
+TEST_CASE("a folder that is exchanged for a link at any moment is stored as one of both, never followed",
+          "[store][source]") {
+    const test::TempDir folder;
+    test::write_text(folder / "in/d/inside", "x");
+    test::write_text(folder / "outside/secret", "x");
+    REQUIRE(::symlink("../outside", (folder / "link").c_str()) == 0);
+    std::atomic<bool> is_over = false;
+    std::thread exchanger([&] {
+        while (!is_over) {
+            ::renameat2(AT_FDCWD, (folder / "in/d").c_str(), AT_FDCWD, (folder / "link").c_str(), RENAME_EXCHANGE);
+        }
+    });
+    bool is_followed = false;
+    for (int i = 0; i < 1000; ++i) {
+        std::string tar;
+        test::error_of([&] { tar = tar_of(folder / "in"); });
+        is_followed |= tar.find("secret") != std::string::npos;
+    }
+    is_over = true;
+    exchanger.join();
+    CHECK_FALSE(is_followed);
 }
