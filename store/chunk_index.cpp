@@ -306,7 +306,8 @@ void ChunkIndex::remove_strays(const NextList& next) const {
         const auto number = segment_number(name);
         const auto is_listed = [&](const format::SegmentRow& row) { return row.number == number; };
         if (number && std::any_of(next.list.segments.begin(), next.list.segments.end(), is_listed)) continue;
-        const bool is_temporary = name.starts_with("chunks-") && name.ends_with(".new");
+        const bool is_temporary =
+            (name.starts_with("chunks-") && name.ends_with(".new")) || name.starts_with("chunks.list.tmp");
         if (!number && !is_temporary) continue;
         try {
             remove_file(packs_folder_ + "/" + name);

@@ -10,6 +10,9 @@
 // digest must lie: two to four on average, so it costs one cache miss there and one or two in the entries. The fan-out
 // is covered by the checksum that is checked at open; its values are compared with the entry count again at each use,
 // since a checksum keeps out accidents only.
+//
+// The file is mapped, and a mapped page that cannot be read is a SIGBUS, which would end the process. So each page is
+// read once with pread before it is touched, which turns that into an error; a bit remembers it.
 
 namespace lamina::store {
 
@@ -17,6 +20,8 @@ namespace format = index_format;
 
 namespace {
 
+constexpr std::uint64_t kPageBytes = 4096;
+constexpr std::uint64_t kReadBytes = 256 * 1024;
 constexpr std::size_t kPendingEntries = 16 * 1024;
 
 [[noreturn]] void corrupt(const std::string& why) {
@@ -27,32 +32,64 @@ constexpr std::size_t kPendingEntries = 16 * 1024;
 
 std::shared_ptr<const IndexSegment> IndexSegment::over(std::span<const std::byte> bytes, std::uint64_t number) {
     const std::shared_ptr<IndexSegment> segment(new IndexSegment);
-    if (bytes.size() < sizeof(format::SegmentHeader)) corrupt("too short for a segment");
-    const auto header = format::load<format::SegmentHeader>(bytes, 0);
-    if (header.magic != format::kSegmentMagic) corrupt("no segment");
-    if (header.version != format::kVersion) corrupt("unknown version");
-    if (header.number != number) corrupt("the header names another segment");
-    if (header.entry_count > format::kMaxEntries || header.fan_out_bits > format::kMaxFanOutBits) corrupt("bad header");
-    const std::uint64_t entries_offset = format::entries_offset(header.fan_out_bits);
-    if (bytes.size() != entries_offset + header.entry_count * sizeof(format::Entry)) corrupt("bad size");
-    const auto head = bytes.first(static_cast<std::size_t>(entries_offset));
-    if (format::head_checksum(head) != header.checksum) corrupt("bad header checksum");
     segment->bytes_ = bytes;
-    segment->header_ = header;
-    segment->fan_out_ = bytes.data() + sizeof header;
-    segment->entries_ = bytes.data() + entries_offset;
+    segment->check_head(number);
     return segment;
 }
 
 std::shared_ptr<const IndexSegment> IndexSegment::open(const std::string& path, std::uint64_t number) {
-    MappedFile mapped = MappedFile::open(path);
+    const std::shared_ptr<IndexSegment> segment(new IndexSegment);
+    segment->path_ = path;
+    segment->fd_ = open_read(path);
+    segment->mapped_ = MappedFile::map(segment->fd_.get(), path);
+    segment->bytes_ = segment->mapped_.bytes();
+    const std::size_t page_count = segment->bytes_.size() / kPageBytes + 1;
+    segment->readable_pages_ = std::make_unique<std::atomic<std::uint64_t>[]>(page_count / 64 + 1);
     try {
-        const auto checked = over(mapped.bytes(), number);
-        const auto segment = std::const_pointer_cast<IndexSegment>(checked);  // Not seen by others yet.
-        segment->mapped_ = std::move(mapped);
+        segment->check_head(number);
         return segment;
     } catch (const Error& error) {  // Which file it is is known here only.
         throw with_context(error, path);
+    }
+}
+
+void IndexSegment::check_head(std::uint64_t number) {
+    if (bytes_.size() < sizeof(format::SegmentHeader)) corrupt("too short for a segment");
+    ensure_readable(0, sizeof(format::SegmentHeader));
+    header_ = format::load<format::SegmentHeader>(bytes_, 0);
+    if (header_.magic != format::kSegmentMagic) corrupt("no segment");
+    if (header_.version != format::kVersion) corrupt("unknown version");
+    if (header_.number != number) corrupt("the header names another segment");
+    if (header_.entry_count > format::kMaxEntries || header_.fan_out_bits > format::kMaxFanOutBits) {
+        corrupt("bad header");
+    }
+    const std::uint64_t entries_offset = format::entries_offset(header_.fan_out_bits);
+    if (bytes_.size() != entries_offset + header_.entry_count * sizeof(format::Entry)) corrupt("bad size");
+    ensure_readable(0, entries_offset);
+    const auto head = bytes_.first(static_cast<std::size_t>(entries_offset));
+    if (format::head_checksum(head) != header_.checksum) corrupt("bad header checksum");
+    fan_out_ = bytes_.data() + sizeof header_;
+    entries_ = bytes_.data() + entries_offset;
+}
+
+void IndexSegment::ensure_readable(std::uint64_t offset_bytes, std::uint64_t size_bytes) const {
+    if (!fd_ || size_bytes == 0) return;
+    const std::uint64_t last_page = (offset_bytes + size_bytes - 1) / kPageBytes;
+    std::vector<std::byte> scratch;
+    for (std::uint64_t page = offset_bytes / kPageBytes; page <= last_page;) {
+        const auto bit = [](std::uint64_t at) { return std::uint64_t{1} << at % 64; };
+        if (readable_pages_[page / 64].load(std::memory_order_relaxed) & bit(page)) {
+            ++page;
+            continue;
+        }
+        const std::uint64_t from = page * kPageBytes;
+        const std::uint64_t end =
+            std::min(from + std::min((last_page - page + 1) * kPageBytes, kReadBytes), std::uint64_t{bytes_.size()});
+        scratch.resize(end - from);
+        read_exact(fd_.get(), from, scratch, path_);
+        for (; page * kPageBytes < end; ++page) {
+            readable_pages_[page / 64].fetch_or(bit(page), std::memory_order_relaxed);
+        }
     }
 }
 
@@ -64,6 +101,10 @@ std::uint32_t IndexSegment::fan_out(std::uint64_t bucket) const {
 
 const format::Entry& IndexSegment::entry(std::uint64_t position) const {
     return *reinterpret_cast<const format::Entry*>(entries_ + position * sizeof(format::Entry));
+}
+
+std::uint64_t IndexSegment::entry_offset(std::uint64_t position) const {
+    return static_cast<std::uint64_t>(entries_ - bytes_.data()) + position * sizeof(format::Entry);
 }
 
 void IndexSegment::prefetch(const ChunkId& chunk) const {
@@ -78,6 +119,7 @@ std::optional<ChunkPlace> IndexSegment::find(const ChunkId& chunk) const {
     std::uint64_t high = std::min<std::uint64_t>(fan_out(bucket + 1), header_.entry_count);
     while (low < high) {
         const std::uint64_t middle = low + (high - low) / 2;
+        ensure_readable(entry_offset(middle), sizeof(format::Entry));
         const format::Entry& found = entry(middle);
         const int order = std::memcmp(found.digest.data(), digest, Digest::kSizeBytes);
         if (order == 0) return format::decode(found);
@@ -92,6 +134,7 @@ std::optional<ChunkPlace> IndexSegment::find(const ChunkId& chunk) const {
 
 void IndexSegment::check_entries() const {
     const std::size_t size = static_cast<std::size_t>(header_.entry_count) * sizeof(format::Entry);
+    ensure_readable(entry_offset(0), size);
     if (XXH3_64bits(entries_, size) != header_.entries_checksum) corrupt("bad checksum of the entries");
     if (fan_out(0) != 0 || fan_out(std::uint64_t{1} << header_.fan_out_bits) != header_.entry_count) {
         corrupt("bad fan-out");

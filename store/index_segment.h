@@ -5,6 +5,7 @@
 #include "store/file.h"
 #include "store/index_format.h"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -15,7 +16,8 @@
 namespace lamina::store {
 
 /// One mapped segment of the chunk index. Immutable; any thread. A file that was damaged after it was written gives
-/// wrong places or none, which the frames' own tables show: never wrong bytes.
+/// wrong places or none, which the frames' own tables show: never wrong bytes. A part that cannot be read any more (bad
+/// sector, shortened file) throws corrupt; it was tried before the mapping is touched there.
 class IndexSegment {
 public:
     /// Checks header, sizes and fan-out; not the entries. Throws not_found, corrupt.
@@ -29,15 +31,22 @@ public:
     std::uint64_t entry_count() const noexcept { return header_.entry_count; }
     std::uint64_t head_checksum() const noexcept { return header_.checksum; }
     std::uint64_t file_bytes() const noexcept { return bytes_.size(); }
-    const index_format::Entry& entry(std::uint64_t position) const;  ///< `position` < entry_count().
+    /// `position` < entry_count(). Does not try whether it can be read: check_entries() has, or else find() does.
+    const index_format::Entry& entry(std::uint64_t position) const;
     /// Reads all of it: the entries' checksum, their order and that each lies in its bucket. Throws corrupt.
     void check_entries() const;
 
 private:
     IndexSegment() = default;
     std::uint32_t fan_out(std::uint64_t bucket) const;
+    std::uint64_t entry_offset(std::uint64_t position) const;  ///< In the file.
+    void check_head(std::uint64_t number);
+    void ensure_readable(std::uint64_t offset_bytes, std::uint64_t size_bytes) const;
 
+    std::string path_;
+    UniqueFd fd_;  ///< None when over memory.
     MappedFile mapped_;
+    mutable std::unique_ptr<std::atomic<std::uint64_t>[]> readable_pages_;  ///< A bit for each page that was read once.
     std::span<const std::byte> bytes_;
     index_format::SegmentHeader header_{};
     const std::byte* fan_out_ = nullptr;

@@ -248,6 +248,32 @@ TEST_CASE("a fan-out that lies under a right checksum finds nothing wrong and re
     }
 }
 
+TEST_CASE("a segment that becomes shorter while it is mapped is an error, not the end of the process",
+          "[store][chunk_index]") {
+    const test::PackFolders folders;
+    store::ChunkIndex index(folders.packs);
+    index.add(1, made_chunks(1, 0, 5000));
+    const auto snapshot = index.snapshot();
+    const std::uint64_t size_bytes = snapshot->segments[0]->file_bytes();
+    store::File::open_append(folders.packs + "/" + segment_files(folders.packs)[0]).truncate(size_bytes / 2);
+    int refused_count = 0;
+    for (std::uint64_t i = 0; i < 5000; ++i) {
+        try {
+            const auto place = snapshot->find(made_id(i));
+            REQUIRE(place);
+            REQUIRE(place->frame_offset_bytes == 24 + i);
+        } catch (const store::Error& error) {
+            REQUIRE(error.code() == store::Errc::corrupt);
+            ++refused_count;
+        }
+    }
+    CHECK(refused_count > 1000);
+    CHECK_THROWS_AS(snapshot->segments[0]->check_entries(), store::Error);
+    CHECK_NOTHROW(index.add(2, made_chunks(2, 5000, 6000)));
+    CHECK_NOTHROW(index.replace({1}, made_chunks(1, 0, 5000)));
+    CHECK(index.snapshot()->find(made_id(4999)));
+}
+
 TEST_CASE("a damaged segment is not merged into new ones, and the rest serves on", "[store][chunk_index]") {
     const test::PackFolders folders;
     store::ChunkIndex index(folders.packs);
