@@ -15,7 +15,7 @@ namespace lamina::store {
 /// One layer as a source offers it.
 struct SourceLayer {
     std::optional<DiffId> diff_id;              ///< What the image's config promises; nullopt: not known yet (dir:).
-    std::optional<LayerStream::Expected> blob;  ///< nullopt: the source promises none (docker-save tars, dir:).
+    std::optional<LayerStream::Expected> blob;  ///< nullopt: the source has none to promise (dir:).
     Compression compression = Compression::none;
 };
 

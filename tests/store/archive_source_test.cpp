@@ -216,6 +216,30 @@ TEST_CASE("a blob whose bytes were exchanged is refused by its name", "[store][s
     CHECK(source_error("oci:" + layout.folder()).empty());
 }
 
+TEST_CASE("no flipped bit of a document goes unseen or does harm", "[store][source]") {
+    const test::TempDir folder;
+    test::TestLayout layout(folder / "x");
+    layout.add_image(small_image("a"));
+    layout.finish();
+    const std::string index = layout.folder() + "/index.json";
+    const auto config = images_of("oci:" + layout.folder()).at(0).config;
+    for (const std::string& path : {layout.blob_file(layout.manifest), layout.blob_file(layout.config), index}) {
+        const std::string original = test::read_text(path);
+        const store::UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+        for (std::size_t at = 0; at < original.size(); ++at) {
+            const char damaged = static_cast<char>(original[at] ^ (1 << at % 8));
+            REQUIRE(::pwrite(fd.get(), &damaged, 1, static_cast<off_t>(at)) == 1);
+            CAPTURE(path, at);
+            const std::string error = test::error_of([&] {
+                for (const auto& image : images_of("oci:" + layout.folder())) CHECK(image.config == config);
+            });
+            CHECK((path == index || error.starts_with("corrupt: " + path + ": wrong digest")));
+            CHECK(error.find('\n') == std::string::npos);
+            REQUIRE(::pwrite(fd.get(), &original[at], 1, static_cast<off_t>(at)) == 1);
+        }
+    }
+}
+
 TEST_CASE("a missing, short, linked or special blob is refused before anything is read", "[store][source]") {
     const test::TempDir folder;
     test::TestLayout layout(folder / "x");
