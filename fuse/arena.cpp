@@ -81,8 +81,8 @@ Result<std::unique_ptr<Arena>> Arena::reserve_addresses(store::UniqueFd file) {
 
 Result<void> Arena::map(std::uint64_t begin, std::uint64_t end) {
     if (begin == end) return {};
-    void* const at = ::mmap(base_ + begin, end - begin, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_.get(),
-                            static_cast<off_t>(begin));
+    void* const at = ::mmap(base_ + begin, end - begin, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
+                            file_.get(), static_cast<off_t>(begin));
     if (at == MAP_FAILED) return fail(errno);
     return {};
 }

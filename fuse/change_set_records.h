@@ -40,6 +40,8 @@ struct InodeRecord {
     static constexpr std::uint32_t kDefaultAcl = 8;
 
     std::uint64_t node;
+    Ref<InodeRecord> hash_next;
+    std::uint32_t flags;
     std::uint32_t mode;
     std::uint32_t uid;
     std::uint32_t gid;
@@ -59,8 +61,6 @@ struct InodeRecord {
     TreeRoot tree;                       ///< Of files: extents. Of folders: names by sequence number.
     Ref<XattrRecord> xattrs;
     Ref<TextRecord> link_target;  ///< Of new symlinks.
-    std::uint32_t flags;
-    Ref<InodeRecord> hash_next;
 
     std::uint64_t hash() const noexcept { return mix(node); }
     bool is_directory() const noexcept { return S_ISDIR(mode); }
