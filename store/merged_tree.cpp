@@ -5,7 +5,11 @@
 #include "store/printable.h"
 #include "store/tree_format.h"
 
-#include <algorithm>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <xxhash.h>
+
 #include <limits>
 
 // How layers become one tree. A layer is first a tree of its own: its entries are taken in tar order, as if unpacked
@@ -80,6 +84,15 @@ void check_part(const ContentPart& part, std::string_view path) {
 }
 
 }  // namespace
+
+std::size_t StringTable::Hash::operator()(std::string_view text) const noexcept {
+    static const std::uint64_t seed = [] {
+        std::uint64_t random = 0;
+        if (::getrandom(&random, sizeof random, 0) != sizeof random) return static_cast<std::uint64_t>(::getpid());
+        return random;
+    }();
+    return XXH3_64bits_withSeed(text.data(), text.size(), seed);
+}
 
 StringTable::Id StringTable::add(std::string_view text) {
     if (const auto found = ids_.find(text); found != ids_.end()) return found->second;

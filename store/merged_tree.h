@@ -26,8 +26,12 @@ public:
     std::size_t count() const { return texts_.size(); }
 
 private:
+    // Seeded at random: names are an attacker's choice, and those of std::hash can be made to collide by the million.
+    struct Hash {
+        std::size_t operator()(std::string_view text) const noexcept;
+    };
     std::deque<std::string> texts_;  // A deque: the map's keys point into it.
-    std::unordered_map<std::string_view, Id> ids_;
+    std::unordered_map<std::string_view, Id, Hash> ids_;
 };
 
 /// An image under construction: the layers that were applied so far, merged by the rules of tree_builder.h.
