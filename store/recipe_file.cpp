@@ -93,8 +93,11 @@ void RecipeFile::check_blocks(std::uint64_t end_bytes) {
 }
 
 std::span<const BlockRecord> RecipeFile::blocks(BlockKind kind) const {
-    const auto found = std::ranges::equal_range(blocks_, std::to_underlying(kind), {}, &BlockRecord::kind);
-    return {found.begin(), found.end()};
+    const std::uint32_t wanted = std::to_underlying(kind);
+    const auto is_before = [&](const BlockRecord& block) { return block.kind < wanted; };
+    const auto is_not_after = [&](const BlockRecord& block) { return block.kind <= wanted; };
+    return {std::partition_point(blocks_.begin(), blocks_.end(), is_before),
+            std::partition_point(blocks_.begin(), blocks_.end(), is_not_after)};
 }
 
 std::vector<std::byte> RecipeFile::read(const BlockRecord& block) const {

@@ -2,6 +2,8 @@
 
 #include "store/error.h"
 
+#include <unistd.h>
+
 #include <xxhash.h>
 #include <zstd.h>
 
@@ -31,15 +33,15 @@ void RecipeWriter::FreeContext::operator()(ZSTD_CCtx_s* context) const noexcept 
 }
 
 RecipeWriter::RecipeWriter(const std::string& path)
-    : path_(path), file_(File::create(path)), context_(ZSTD_createCCtx()) {
+    : file_(File::create(path)), unfinished_(path), context_(ZSTD_createCCtx()) {
     if (!context_) throw std::bad_alloc();
     std::vector<std::byte> header;
     append_to(header, FileHeader{.magic = kMagic, .version = kVersion, .reserved = 0});
     file_.append(header);
 }
 
-RecipeWriter::~RecipeWriter() {
-    if (!is_finished_) ::unlink(path_.c_str());  // Not remove_file(): it may throw, and this is no change to keep.
+RecipeWriter::Unfinished::~Unfinished() {
+    if (!is_kept) ::unlink(path.c_str());  // Not remove_file(): it may throw, and this is no change to keep.
 }
 
 void RecipeWriter::write(std::span<const std::byte> literals) {
@@ -128,7 +130,7 @@ void RecipeWriter::finish(const Totals& totals) {
     append_to(tail, footer);
     file_.append(tail);
     file_.sync();
-    is_finished_ = true;
+    unfinished_.is_kept = true;
 }
 
 }  // namespace lamina::store

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 struct ZSTD_CCtx_s;
@@ -21,9 +22,6 @@ namespace lamina::store {
 class RecipeWriter : public ByteSink {
 public:
     explicit RecipeWriter(const std::string& path);  ///< A new file.
-    ~RecipeWriter() override;
-    RecipeWriter(const RecipeWriter&) = delete;
-    RecipeWriter& operator=(const RecipeWriter&) = delete;
 
     void write(std::span<const std::byte> literals) override;
     void add_chunk(const ChunkId& chunk, std::uint32_t size_bytes);
@@ -44,9 +42,18 @@ private:
     void flush(recipe_format::BlockKind kind, std::vector<std::byte>& data);
     void append_block(recipe_format::BlockRecord record, std::span<const std::byte> stored);
 
-    std::string path_;
+    /// Removes the file at `path` when it goes, unless it is to be kept.
+    struct Unfinished {
+        explicit Unfinished(std::string path_to_remove) : path(std::move(path_to_remove)) {}
+        ~Unfinished();
+        Unfinished(const Unfinished&) = delete;
+        Unfinished& operator=(const Unfinished&) = delete;
+        std::string path;
+        bool is_kept = false;
+    };
+
     File file_;
-    bool is_finished_ = false;
+    Unfinished unfinished_;  ///< After file_: a file that was there before is not ours to remove.
     std::unique_ptr<ZSTD_CCtx_s, FreeContext> context_;
     std::vector<std::byte> compressed_;
     std::vector<std::byte> literals_;
