@@ -35,7 +35,8 @@ def problems_of(program, root):
                 yield f"{command}: {option} is not in its manual page"
             if option not in completion:
                 yield f"{command}: {option} is not completed"
-        for option in sorted(options_in(text) - options_in(help_of(program, command)) - {"--store", "--socket", "--json"}):
+        everywhere = {"--store", "--socket", "--json"}
+        for option in sorted(options_in(text) - options_in(help_of(program, command)) - everywhere):
             yield f"{command}: {option} stands in its manual page only"
         if not re.search(rf"commands='[^']*\b{command}\b", completion):
             yield f"{command}: is not completed"
