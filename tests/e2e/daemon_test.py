@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""The daemon: started when absent, many clients at once, a clean end; mounts go on without it and are found again."""
+import concurrent.futures
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+import unittest
+
+from support import IS_ROOT, Layout, StoreTest, entry, layer, main, needs_fuse, run
+
+TREE = layer(entry("etc", "dir"), entry("etc/motd", data="hello\n"), entry("big", data=os.urandom(2_000_000)))
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("waited in vain")
+        time.sleep(0.01)
+
+
+class DaemonTest(StoreTest):
+    def setUp(self):
+        super().setUp()
+        Layout(self.lamina.folder / "layout").add("test:1", [TREE])
+
+    def http(self, method, target, body=""):
+        words = ["curl", "-sS", "--unix-socket", str(self.lamina.store / "lamina.sock"), "-X", method,
+                 f"http://lamina{target}", "-w", "\n%{http_code}"] + (["-d", body] if body else [])
+        text, status = run(*words).stdout.rsplit("\n", 1)
+        return int(status), text
+
+    def test_the_first_command_starts_it_and_the_socket_is_for_its_user_alone(self):
+        self.lamina.call("images")
+        mode = os.stat(self.lamina.store / "lamina.sock").st_mode
+        self.assertTrue(stat.S_ISSOCK(mode))
+        self.assertEqual(0o600, stat.S_IMODE(mode))
+        for folder in ["", "packs", "trees", "layers", "mounts", "staging"]:
+            self.assertEqual(0o700, stat.S_IMODE(os.stat(self.lamina.store / folder).st_mode), folder)
+
+    def test_clients_that_start_at_once_share_one_daemon(self):
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda _: self.lamina.call("images", check=False), range(8)))
+        self.assertEqual([0] * 8, [result.returncode for result in results], [result.stderr for result in results])
+        self.assertTrue(self.lamina.daemon_pid())
+
+    def test_many_clients_import_and_read_at_once(self):
+        def work(number):
+            if number % 2:
+                self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+            return self.lamina.call("images", check=False).returncode
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            self.assertEqual([0] * 16, list(pool.map(work, range(16))))
+        self.assertEqual(1, len(self.lamina.json("images")["images"]))
+        self.assertEqual([], self.lamina.json("verify", "--data")["problems"])
+
+    def test_sigterm_ends_it_cleanly_and_removes_the_socket(self):
+        self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+        pid = self.lamina.daemon_pid()
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not (self.lamina.store / "lamina.sock").exists())
+        self.assertEqual(1, len(self.lamina.json("images")["images"]))
+        self.assertNotEqual(pid, self.lamina.daemon_pid())
+
+    def test_errors_have_a_status_a_code_and_a_message(self):
+        self.lamina.call("images")
+        for method, target, body, status, code in [
+                ("GET", "/v1/image?image=absent", "", 404, "not_found"), ("GET", "/v1/image", "", 400, "usage"),
+                ("GET", "/nonsense", "", 404, "not_found"), ("DELETE", "/v1/images", "", 404, "not_found"),
+                ("POST", "/v1/import", "{", 400, "usage"), ("POST", "/v1/import", '{"sourze":"x"}', 400, "usage"),
+                ("POST", "/v1/import", '{"source":"oci:relative"}', 400, "malformed"),
+                ("POST", "/v1/mounts", '{"image":"x","mountpoint":"relative"}', 400, "malformed"),
+                ("GET", "/v1/image?image=%zz", "", 400, "usage"), ("POST", "/v1/tag", "x" * (2 << 20), 400, "usage")]:
+            with self.subTest(target):
+                got, text = self.http(method, target, body)
+                failure = json.loads(text)["error"]
+                self.assertEqual((status, code), (got, failure["code"]), failure)
+                self.assertTrue(failure["message"])
+
+    def test_a_client_that_says_nothing_or_nonsense_hurts_nobody(self):
+        self.lamina.call("images")
+        silent = [socket.socket(socket.AF_UNIX) for _ in range(50)]
+        for client in silent:
+            client.connect(str(self.lamina.store / "lamina.sock"))
+        for client in silent[:25]:
+            client.send(b"GET /v1/images HTTP/1.1\r\nX: ")
+        noise = socket.socket(socket.AF_UNIX)
+        noise.connect(str(self.lamina.store / "lamina.sock"))
+        noise.send(os.urandom(10_000))
+        self.assertIn(b"400", noise.recv(1000))
+        self.lamina.call("images")
+        for client in [*silent, noise]:
+            client.close()
+        self.lamina.call("images")
+
+    def test_events_of_an_import_are_lines_and_the_last_is_the_result(self):
+        self.lamina.call("images")
+        body = json.dumps({"source": f"oci:{self.lamina.folder}/layout"})
+        status, text = self.http("POST", "/v1/import", body)
+        events = [json.loads(line) for line in text.strip().splitlines()]
+        self.assertEqual(200, status)
+        self.assertEqual(["test:1"], events[-1]["result"]["images"][0]["names"])
+        self.assertTrue(all("progress" in event for event in events[:-1]))
+
+    @needs_fuse
+    def test_a_mount_goes_on_without_the_daemon_and_is_found_again(self):
+        self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+        target = self.lamina.make_folder("mnt")
+        self.lamina.call("mount", "test:1", target, "--name", "stays")
+        os.kill(self.lamina.daemon_pid(), signal.SIGKILL)
+        (target / "new").write_text("written without a daemon")
+        self.assertEqual("hello\n", (target / "etc/motd").read_text())
+        mount = self.lamina.mounts()["stays"]
+        self.assertTrue(mount["running"])
+        self.assertEqual(str(target), mount["mountpoint"])
+        self.lamina.call("umount", target)
+        self.assertFalse(os.path.ismount(target))
+        self.lamina.call("mount", "test:1", target, "--name", "stays")
+        self.assertEqual("written without a daemon", (target / "new").read_text())
+
+    @needs_fuse
+    def test_mounts_are_named_once_and_folders_are_used_once(self):
+        self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+        target, other = self.lamina.make_folder("mnt"), self.lamina.make_folder("other")
+        self.lamina.call("mount", "test:1", target, "--name", "one")
+        self.assertIn("one", self.lamina.fails("mount", "test:1", target, "--name", "two"))
+        self.assertIn("one", self.lamina.fails("mount", "test:1", other, "--name", "one"))
+        self.assertEqual(["one"], list(self.lamina.mounts()))
+        self.lamina.call("umount", "one")
+        self.assertIn("not mounted", self.lamina.fails("umount", "one"))
+        self.lamina.call("umount", "one", "--discard")
+        self.assertEqual({}, self.lamina.mounts())
+        self.assertEqual([], os.listdir(self.lamina.store / "mounts"))
+
+    @needs_fuse
+    @unittest.skipUnless(IS_ROOT, "needs root")
+    def test_in_another_mount_namespace_the_mount_appears_there(self):
+        self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+        target = self.lamina.make_folder("mnt")
+        script = (f'"{self.lamina.program}" --store "{self.lamina.store}" mount test:1 "{target}" --name inside >/dev/null '
+                  f'&& cat "{target}/etc/motd" && "{self.lamina.program}" --store "{self.lamina.store}" umount inside')
+        result = subprocess.run(["unshare", "--mount", "sh", "-c", script], env=self.lamina.environment,
+                                capture_output=True, text=True, timeout=60)
+        self.assertEqual("hello\n", result.stdout, result.stderr)
+        self.assertFalse(os.path.ismount(target))
+
+
+if __name__ == "__main__":
+    main()
