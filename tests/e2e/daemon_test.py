@@ -141,8 +141,9 @@ class DaemonTest(StoreTest):
     def test_in_another_mount_namespace_the_mount_appears_there(self):
         self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
         target = self.lamina.make_folder("mnt")
-        script = (f'"{self.lamina.program}" --store "{self.lamina.store}" mount test:1 "{target}" --name inside >/dev/null '
-                  f'&& cat "{target}/etc/motd" && "{self.lamina.program}" --store "{self.lamina.store}" umount inside')
+        command = f'"{self.lamina.program}" --store "{self.lamina.store}"'
+        script = (f'{command} mount test:1 "{target}" --name inside >/dev/null && cat "{target}/etc/motd" '
+                  f'&& {command} umount inside')
         result = subprocess.run(["unshare", "--mount", "sh", "-c", script], env=self.lamina.environment,
                                 capture_output=True, text=True, timeout=60)
         self.assertEqual("hello\n", result.stdout, result.stderr)
