@@ -29,7 +29,7 @@ namespace {
 
 constexpr int kBusyExit = 3;  // laminad's exit status when another daemon has the store.
 constexpr auto kStartLimit = std::chrono::seconds(15);
-constexpr auto kRetryPause = std::chrono::milliseconds(10);
+constexpr auto kRetryPause = std::chrono::milliseconds(50);
 
 [[noreturn]] void connection_failure(const std::string& message) {
     throw api::FailureError({"connection", message});
@@ -122,18 +122,7 @@ public:
         api::check_socket_path(places.socket);
         if (try_connect()) return;
         if (!may_start) connection_failure("no daemon answers at " + places.socket + "; lamina daemon start");
-        const StartResult started = start_daemon(places);
-        if (started.exit_status != 0 && started.exit_status != kBusyExit) {
-            connection_failure(started.message.empty() ? "the daemon did not start" : started.message);
-        }
-        const auto limit = std::chrono::steady_clock::now() + kStartLimit;
-        while (!try_connect()) {
-            if (std::chrono::steady_clock::now() > limit) {
-                connection_failure(started.message.empty() ? "the daemon does not answer at " + places.socket
-                                                           : started.message);
-            }
-            std::this_thread::sleep_for(kRetryPause);
-        }
+        start_until_it_answers();
     }
 
     /// Sends the request and passes the body's bytes on as they come; an error status becomes a FailureError.
@@ -170,6 +159,25 @@ public:
     }
 
 private:
+    /// A daemon that ends lets go of the socket before the store, and one that starts takes the store before the socket:
+    /// "busy" passes in both cases.
+    void start_until_it_answers() {
+        const auto limit = std::chrono::steady_clock::now() + kStartLimit;
+        while (true) {
+            const StartResult started = start_daemon(places_);
+            const bool is_busy = started.exit_status == kBusyExit;
+            if (started.exit_status != 0 && !is_busy) {
+                connection_failure(started.message.empty() ? "the daemon did not start" : started.message);
+            }
+            if (try_connect()) return;
+            if (std::chrono::steady_clock::now() > limit) {
+                connection_failure(started.message.empty() ? "the daemon does not answer at " + places_.socket
+                                                           : started.message);
+            }
+            std::this_thread::sleep_for(kRetryPause);
+        }
+    }
+
     [[noreturn]] static void throw_refusal(const std::string& body) {
         const json::value value = api::parse_reply_value(body);
         const json::value* const failure = value.is_object() ? value.as_object().if_contains("error") : nullptr;

@@ -78,7 +78,7 @@ class BadInputTest(StoreTest):
         fresh = layer(entry("fresh", data="not yet in the store"))
         self.refused_layers([fresh], ["diff ID", sha256(b"something else")], spoil=wrong_diff_id)
         self.refused_layers([fresh], sha256(b"nowhere")[7:19], spoil=missing_layer)
-        self.refused_layers([fresh], "size", spoil=wrong_size)
+        self.refused_layers([fresh], "the manifest promises", spoil=wrong_size)
         self.refused_layers([fresh], "application/vnd.example.squashfs", spoil=unknown_type)
         self.refused_layers([fresh], "diff", spoil=too_few)
 
@@ -88,7 +88,7 @@ class BadInputTest(StoreTest):
         self.refused_layers([layer(entry("/absolute", data="x"))], "/absolute")
         self.refused_layers([layer(entry("link", "link", target="../../etc/passwd"))], "..")
         self.refused_layers([layer(entry("link", "link", target="nothing"))], "nothing")
-        self.refused_layers([layer(entry("file", data="x"), entry("file/below", data="y"))], "file/below")
+        self.refused_layers([layer(entry("file", data="x"), entry("file/below", data="y"))], "file")
         self.refused_layers([layer(entry("dir", "symlink", target="/etc"), entry("dir/below", data="y"))], "dir/below")
 
     def test_a_file_where_a_directory_was_and_duplicates_are_no_error(self):
@@ -110,7 +110,7 @@ class BadInputTest(StoreTest):
         for _ in range(640):  # 10 GiB
             blob += compressor.compress(zeros)
         blob += compressor.flush()
-        self.refused_layers([b"unused"], "zeros", compress=lambda _: blob)
+        self.refused_layers([b"unused"], "200 times its size", compress=lambda _: blob)
         status = pathlib.Path(f"/proc/{self.lamina.daemon_pid()}/status").read_text()
         peak_kib = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
         self.assertLess(peak_kib, 256 * 1024)

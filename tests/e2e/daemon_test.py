@@ -30,8 +30,8 @@ class DaemonTest(StoreTest):
 
     def http(self, method, target, body=""):
         words = ["curl", "-sS", "--unix-socket", str(self.lamina.store / "lamina.sock"), "-X", method,
-                 f"http://lamina{target}", "-w", "\n%{http_code}"] + (["-d", body] if body else [])
-        text, status = run(*words).stdout.rsplit("\n", 1)
+                 f"http://lamina{target}", "-w", "\n%{http_code}"] + (["--data-binary", "@-"] if body else [])
+        text, status = run(*words, input=body).stdout.rsplit("\n", 1)
         return int(status), text
 
     def test_the_first_command_starts_it_and_the_socket_is_for_its_user_alone(self):

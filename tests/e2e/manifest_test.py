@@ -45,7 +45,7 @@ def upper_layer():
         entry("opaque/both", data="above"), entry("file-to-dir", "dir"), entry("file-to-dir/inner", data="inner"),
         entry("dir-to-file", data="now a file"), entry("link-to-dir", "dir"), entry("link-to-dir/inner", data="inner"),
         entry("attributes", "dir", mode=0o755, owner=(5, 6), mtime=77), entry("bin", "dir"),
-        entry("bin/from-below", "link", target="bin/tool"), entry("etc", "dir"), entry("etc/motd", data="changed"))
+        entry("bin/from-below", "link", target="bin/su"), entry("etc", "dir"), entry("etc/motd", data="changed"))
 
 
 def sparse_layers(folder):
@@ -86,7 +86,8 @@ class ManifestTest(StoreTest):
         self.assertEqual(theirs, ours)
 
     def test_every_kind_of_entry_and_every_rule_of_stacking_is_as_in_the_kernels_overlay(self):
-        layers = [base_layer(), upper_layer(), *sparse_layers(self.lamina.folder / "sparse")]
+        # The last layer says what the root looks like: the kernel's overlay takes that from the topmost folder.
+        layers = [base_layer(), upper_layer(), *sparse_layers(self.lamina.folder / "sparse"), layer(entry("./", "dir"))]
         Layout(self.lamina.folder / "layout").add("odd:1", layers)
         self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
         self.compare("odd:1", layers)

@@ -232,18 +232,22 @@ def overlay_of(folder, layers):
 
 
 def apply_layer(target, tar):
-    """Whiteouts first, since they are about what lies below; then the rest by GNU tar."""
+    """Whiteouts first, since they are about what lies below, and what entries replace; then the rest by GNU tar."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        for name in archive.getnames():
-            parent, base = os.path.split(name)
+        for info in archive.getmembers():
+            parent, base = os.path.split(info.name)
             if base == ".wh..wh..opq":
                 for child in os.listdir(target / parent) if (target / parent).is_dir() else []:
                     remove(target / parent / child)
             elif base.startswith(".wh."):
                 remove(target / parent / base[4:])
-    subprocess.run(["tar", "--extract", "--xattrs", "--xattrs-include=*", "--preserve-permissions", "--numeric-owner",
-                    "--recursive-unlink", "--exclude=.wh.*", "--directory", str(target)],
-                   input=tar, check=True, capture_output=True, timeout=300)
+            elif not (info.isdir() and os.path.isdir(target / info.name) and not os.path.islink(target / info.name)):
+                remove(target / info.name)
+    result = subprocess.run(["tar", "--extract", "--xattrs", "--xattrs-include=*", "--preserve-permissions",
+                             "--numeric-owner", "--exclude=.wh.*", "--directory", str(target)],
+                            input=tar, capture_output=True, timeout=300)
+    if result.returncode != 0:
+        raise AssertionError(f"tar: {result.stderr.decode('utf-8', 'backslashreplace')}")
 
 
 def remove(path):
