@@ -28,6 +28,11 @@ namespace lamina::store {
 
 namespace {
 
+/// A symbolic link has no mode of its own: Linux shows 0777 whatever a tar says.
+std::uint16_t mode_of(const Metadata& data) {
+    return data.type == FileType::symlink ? 0777 : static_cast<std::uint16_t>(data.mode);
+}
+
 constexpr std::string_view kWhiteoutPrefix = ".wh.";
 constexpr std::string_view kLeftoverPrefix = ".wh..wh.";
 constexpr std::string_view kOpaqueMark = ".wh..wh..opq";
@@ -242,7 +247,7 @@ MergedTree::Number MergedTree::add_inode(const LayerEntry& entry) {
     if (inodes_.size() >= tree_format::kMaxInodes) throw Error(Errc::malformed, "image: too many entries");
     const Metadata& data = entry.metadata;
     InodeData inode{.type = data.type,
-                    .mode = static_cast<std::uint16_t>(data.mode),
+                    .mode = mode_of(data),
                     .uid = data.uid,
                     .gid = data.gid,
                     .mtime_nanoseconds = data.mtime.nanoseconds,
