@@ -159,8 +159,8 @@ public:
     }
 
 private:
-    /// A daemon that ends lets go of the socket before the store, and one that starts takes the store before the socket:
-    /// "busy" passes in both cases.
+    /// A daemon that ends lets go of the socket before the store, and one that starts takes the store first: "busy"
+    /// passes in both cases.
     void start_until_it_answers() {
         const auto limit = std::chrono::steady_clock::now() + kStartLimit;
         while (true) {
