@@ -80,6 +80,7 @@ private:
                 problem(std::move(text));
             }
         });
+        lost_packs_.insert(pack.number);  // Until its table has been read.
         attempt(what, [&] {
             std::size_t wrong = 0;
             for (const NewChunk& chunk : read_pack_table(folder, pack.number)) {
@@ -90,6 +91,7 @@ private:
                     problem("chunk index: " + chunk.id.digest.text() + " is not where " + what + " has it");
                 }
             }
+            lost_packs_.erase(pack.number);
         });
         done("checking packs", what, pack.file_bytes);
     }
@@ -99,7 +101,11 @@ private:
                one.offset_in_frame_bytes == other.offset_in_frame_bytes && one.size_bytes == other.size_bytes;
     }
 
-    bool is_good(const ChunkId& chunk) { return !bad_.contains(chunk) && core_.chunks->find(chunk); }
+    bool is_good(const ChunkId& chunk) {
+        if (bad_.contains(chunk)) return false;
+        const auto place = core_.chunks->find(chunk);
+        return place && !lost_packs_.contains(place->pack);
+    }
 
     void check_layer(const LayerRow& layer) {
         const std::string what = "layer " + layer.diff_id.digest.text();
@@ -194,6 +200,7 @@ private:
     const std::stop_token& stop_;
     std::vector<std::string> problems_;
     std::unordered_set<ChunkId> bad_;
+    std::set<std::uint32_t> lost_packs_;
     std::set<DiffId> hit_layers_;
     std::set<TreeDigest> hit_trees_;
     std::uint64_t chunks_checked_ = 0;

@@ -6,10 +6,21 @@
 
 namespace lamina::test {
 
-TempDir::TempDir() {
+namespace {
+
+std::string new_folder() {
     const char* const base = std::getenv("TMPDIR");
-    path_ = std::string(base ? base : "/var/tmp") + "/lamina-test-XXXXXX";
-    if (!::mkdtemp(path_.data())) throw std::runtime_error("cannot make " + path_);
+    std::string path = std::string(base ? base : "/var/tmp") + "/lamina-test-XXXXXX";
+    if (!::mkdtemp(path.data())) throw std::runtime_error("cannot make " + path);
+    return path;
+}
+
+}  // namespace
+
+TempDir::TempDir() : path_(new_folder()) {}
+
+TempDir::TempDir(const std::string& parent) : path_(parent + "/lamina-test-XXXXXX") {
+    if (!::mkdtemp(path_.data())) path_ = new_folder();
 }
 
 TempDir::~TempDir() {

@@ -8,6 +8,7 @@ namespace lamina::test {
 class TempDir {
 public:
     TempDir();
+    explicit TempDir(const std::string& parent);  ///< Below `parent`, or as above where that cannot be written.
     ~TempDir();
     TempDir(const TempDir&) = delete;
     TempDir& operator=(const TempDir&) = delete;
