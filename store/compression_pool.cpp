@@ -15,6 +15,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace lamina::store {
@@ -28,6 +29,15 @@ struct FreeContext {
 };
 using Compressor = std::unique_ptr<ZSTD_CCtx, FreeContext>;
 
+/// Level 3 as used at import. zstd's own takes the first match that it finds ("dfast"); to look two steps further
+/// ("lazy"), with tables that fit the second-level cache, makes packs of real images 4.9% smaller for 0.9 times more
+/// CPU in compression; zstd's level 6 costs 1.6 times more for 4.3%.
+constexpr int kImportLevel = 3;
+constexpr std::pair<ZSTD_cParameter, int> kImportParameters[] = {
+    {ZSTD_c_chainLog, 17}, {ZSTD_c_hashLog, 17},     {ZSTD_c_searchLog, 2},
+    {ZSTD_c_minMatch, 4},  {ZSTD_c_targetLength, 4}, {ZSTD_c_strategy, ZSTD_lazy},
+};
+
 Compressor make_compressor(int level) {
     Compressor compressor(ZSTD_createCCtx());
     if (!compressor) throw std::bad_alloc();
@@ -37,6 +47,9 @@ Compressor make_compressor(int level) {
     };
     set(ZSTD_c_compressionLevel, level);
     set(ZSTD_c_windowLog, format::kWindowLog);
+    if (level == kImportLevel) {
+        for (const auto& [parameter, value] : kImportParameters) set(parameter, value);
+    }
     set(ZSTD_c_contentSizeFlag, 1);
     set(ZSTD_c_checksumFlag, 0);  // The frame's own checksum covers header, table and payload.
     set(ZSTD_c_dictIDFlag, 0);

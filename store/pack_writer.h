@@ -12,8 +12,8 @@
 namespace lamina::store {
 
 /// Writes one pack: chunks that are not known yet gather in frames of up to 256 KiB, a pool of threads compresses them
-/// (zstd level 3), frames are appended in order. A known chunk is one that `known` holds, or an earlier one of this
-/// pack.
+/// (zstd level 3, tuned), frames are appended in order. A known chunk is one that `known` holds, or an earlier one of
+/// this pack.
 ///
 /// The pack lies in `staging_folder` until finish() has synced it and moved it into `packs_folder`; a writer that is
 /// destroyed without finish() leaves nothing behind. add() is for one thread; memory is bounded.
