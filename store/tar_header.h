@@ -71,7 +71,9 @@ struct PaxRecords {
     std::optional<std::uint64_t> sparse_minor;
     std::optional<std::uint64_t> sparse_open_offset;  ///< A 0.0 offset that waits for its size.
     std::optional<std::vector<TarRange>> sparse_map;
-    bool is_sparse() const { return sparse_map || sparse_size_bytes || sparse_major; }
+    bool is_sparse() const {
+        return sparse_name || sparse_size_bytes || sparse_major || sparse_minor || sparse_open_offset || sparse_map;
+    }
 };
 struct PaxLimits {
     std::uint64_t xattr_bytes = 0;

@@ -323,7 +323,8 @@ void LayerReader::set_pax_sparse(PaxRecords& pax, TarEntry& entry) {
         if (pax.sparse_map) throw TarProblem("two kinds of sparse map");
         read_sparse_map(entry);
     } else if (major == 0 && minor <= 1) {
-        if (pax.sparse_map) entry.data_map = std::move(*pax.sparse_map);
+        if (!pax.sparse_map) throw TarProblem("sparse file without a map");
+        entry.data_map = std::move(*pax.sparse_map);
     } else {
         throw TarProblem(fmt::format("unknown sparse format {}.{}", major, minor));
     }

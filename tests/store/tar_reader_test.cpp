@@ -373,6 +373,9 @@ TEST_CASE("a sparse map that is out of order, too large or does not add up is re
     CHECK_THAT(with({{"GNU.sparse.size", "9"}, {"GNU.sparse.map", "0,x"}}), ContainsSubstring("not a number"));
     CHECK_THAT(with({{"GNU.sparse.size", "9"}, {"GNU.sparse.offset", "0"}}), ContainsSubstring("within a part"));
     CHECK_THAT(with({{"GNU.sparse.offset", "0"}, {"GNU.sparse.offset", "0"}}), ContainsSubstring("two sparse offsets"));
+    CHECK_THAT(with({{"GNU.sparse.size", "9"}}), ContainsSubstring("without a map"));
+    CHECK_THAT(with({{"GNU.sparse.name", "b"}}), ContainsSubstring("without the file's size"));
+    CHECK_THAT(with({{"GNU.sparse.minor", "0"}}), ContainsSubstring("without the file's size"));
     CHECK_THAT(with({{"GNU.sparse.numbytes", "0"}}), ContainsSubstring("without an offset"));
     CHECK_THAT(with({{"GNU.sparse.major", "2"}, {"GNU.sparse.realsize", "1"}}), ContainsSubstring("unknown sparse"));
     CHECK_THAT(with({{"GNU.sparse.major", "1"}, {"GNU.sparse.realsize", "1"}}),
