@@ -51,6 +51,7 @@ public:
     virtual std::uint64_t inode_count() const = 0;
     virtual std::uint64_t logical_bytes() const = 0;        ///< Sum of the sizes of all regular files, each inode once.
     virtual std::uint64_t checked_block_count() const = 0;  ///< Of 64 KiB each: how much was touched so far.
+    virtual bool has_xattrs() const = 0;                    ///< Any inode of it.
     virtual TreeAttributes attributes(TreeIno ino) const = 0;  ///< not_found: no such inode.
     virtual std::optional<TreeName> lookup(TreeIno directory, std::string_view name) const = 0;
     virtual std::uint32_t entry_count(TreeIno directory) const = 0;

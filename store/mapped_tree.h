@@ -27,6 +27,7 @@ public:
     TreeName entry(TreeIno directory, std::uint32_t position) const override;
     TreeIno parent(TreeIno directory) const override;
     std::string_view link_target(TreeIno symlink) const override;
+    bool has_xattrs() const override { return count(tree_format::Table::xattr_sets) != 0; }
     std::vector<std::pair<std::string_view, std::string_view>> xattrs(TreeIno ino) const override;
     std::vector<PlacedPart> parts(TreeIno file, std::uint64_t offset_bytes, std::uint64_t size_bytes) const override;
     std::vector<std::string> check() const override;
