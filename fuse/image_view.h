@@ -28,6 +28,7 @@ public:
     bool is_warm(NodeId file, std::uint64_t offset_bytes, std::uint64_t size_bytes) const override;
     Result<std::uint64_t> seek_data(NodeId file, std::uint64_t offset_bytes) const override;
     Result<std::uint64_t> seek_hole(NodeId file, std::uint64_t offset_bytes) const override;
+    bool has_xattrs() const { return image_->tree().has_xattrs(); }  ///< Any inode of it.
     std::uint64_t node_count() const override;
     std::uint64_t logical_bytes() const override;
 

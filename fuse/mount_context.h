@@ -13,6 +13,7 @@ struct MountContext {
     WorkerPool* workers = nullptr;
     ServerLog* log = nullptr;
     Transport* transport = nullptr;
+    bool has_no_xattrs = false;  ///< And never will: the kernel need not ask.
 };
 
 }  // namespace lamina::unionfs

@@ -11,12 +11,19 @@ timespec to_timespec(const Timestamp& time) {
 
 // A reply that finds its caller gone (interrupted) gave the kernel no entry: the look-up that it counted is taken back.
 void send_entry(fuse_req_t request, const Entry& entry) {
-    UnionFs& fs = union_of(request);
+    MountContext& context = context_of(request);  // The request is gone with its reply.
     const fuse_entry_param param = to_entry_param(entry);
-    if (::fuse_reply_entry(request, &param) == -ENOENT) fs.forget(entry.attributes.node, 1);
+    if (::fuse_reply_entry(request, &param) == -ENOENT) forget(context, entry.attributes.node, 1);
 }
 
 }  // namespace
+
+void forget(MountContext& context, NodeId node, std::uint64_t count) noexcept {
+    static_cast<void>(contain_request(context, Transport::current(), [&]() -> Result<void> {
+        context.fs->forget(node, count);
+        return {};
+    }));
+}
 
 struct stat to_stat(const Attributes& attributes) {
     struct stat result {};

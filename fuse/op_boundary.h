@@ -115,14 +115,17 @@ template <class Compute>
 void answer_later(fuse_req_t request, Compute compute) noexcept {
     RawRequest about = Transport::current();
     about.body = {};  // Its memory serves the next request by then.
-    auto shared = [request, about, compute = std::make_shared<Compute>(std::move(compute))] {
-        send_result(request, contain_request(context_of(request), about, *compute));
-    };
+    std::shared_ptr<Compute> shared;
     try {
-        context_of(request).workers->run(shared);
-    } catch (...) {  // No memory for the task: nothing was queued.
-        shared();
+        shared = std::make_shared<Compute>(std::move(compute));
+        context_of(request).workers->run(
+            [request, about, shared] { send_result(request, contain_request(context_of(request), about, *shared)); });
+    } catch (...) {  // No memory for the task: nothing was queued, or moved if not even `shared` was.
+        send_result(request, contain_request(context_of(request), about, shared ? *shared : compute));
     }
 }
+
+/// Takes look-ups back; what goes wrong is logged and leaves them counted.
+void forget(MountContext& context, NodeId node, std::uint64_t count) noexcept;
 
 }  // namespace lamina::unionfs

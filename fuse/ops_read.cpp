@@ -12,12 +12,12 @@ void op_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
 }
 
 void op_forget(fuse_req_t request, fuse_ino_t node, std::uint64_t count) {
-    union_of(request).forget(node, count);
+    forget(context_of(request), node, count);
     ::fuse_reply_none(request);
 }
 
 void op_forget_multi(fuse_req_t request, std::size_t count, fuse_forget_data* forgets) {
-    for (const auto& forget : std::span(forgets, count)) union_of(request).forget(forget.ino, forget.nlookup);
+    for (const auto& one : std::span(forgets, count)) forget(context_of(request), one.ino, one.nlookup);
     ::fuse_reply_none(request);
 }
 
@@ -53,7 +53,10 @@ Result<DataBytes> read_into_buffer(UnionFs& fs, fuse_ino_t node, std::uint64_t o
 void op_read(fuse_req_t request, fuse_ino_t node, std::size_t size_bytes, off_t offset, fuse_file_info*) {
     UnionFs& fs = union_of(request);
     const auto offset_bytes = static_cast<std::uint64_t>(offset);
-    if (fs.read_is_warm(node, offset_bytes, size_bytes)) {
+    const auto is_warm = contain_request(context_of(request), Transport::current(), [&]() -> Result<bool> {
+        return fs.read_is_warm(node, offset_bytes, size_bytes);
+    });
+    if (is_warm.value_or(false)) {
         answer(request, [&] { return read_into_buffer(fs, node, offset_bytes, size_bytes); });
     } else {
         answer_later(request, [&fs, node, offset_bytes, size_bytes] {
@@ -71,12 +74,24 @@ Result<SizedValue> sized(Result<std::string> value, std::size_t room) {
     return SizedValue{std::move(*value), room};
 }
 
+// Where no xattr can be, ENOSYS says so once, and each ls -l and each exec is spared its questions. Else a missing
+// SELinux label is "not supported" rather than "none": ls then asks no further file of the device.
 void op_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, std::size_t room) {
-    answer(request, [&] { return sized(union_of(request).xattr(node, name), room); });
+    answer(request, [&]() -> Result<SizedValue> {
+        if (context_of(request).has_no_xattrs) return fail(ENOSYS);
+        auto value = union_of(request).xattr(node, name);
+        if (!value && value.error() == Errno{ENODATA} && name == std::string_view("security.selinux")) {
+            return fail(EOPNOTSUPP);
+        }
+        return sized(std::move(value), room);
+    });
 }
 
 void op_listxattr(fuse_req_t request, fuse_ino_t node, std::size_t room) {
-    answer(request, [&] { return sized(union_of(request).xattr_names(node), room); });
+    answer(request, [&]() -> Result<SizedValue> {
+        if (context_of(request).has_no_xattrs) return fail(ENOSYS);
+        return sized(union_of(request).xattr_names(node), room);
+    });
 }
 
 void op_lseek(fuse_req_t request, fuse_ino_t node, off_t offset, int whence, fuse_file_info*) {
