@@ -16,6 +16,7 @@
 #include "fuse/mount_state.h"
 #include "fuse/ops.h"
 #include "fuse/reading_threads.h"
+#include "fuse/unmount.h"
 #include "store/error.h"
 #include "store/file.h"
 
@@ -188,7 +189,11 @@ MountServer::MountServer(const ServerOptions& options, const std::function<void(
     state_ = MountState::open(mount_folder_, base_.tree, *view_, {.is_read_only = is_read_only_});
     fs_ = std::make_unique<UnionFs>(*view_, state_->changes(), &state_->keeper());
     transport_ = std::make_unique<Transport>(operations(), handle_raw, context_);
-    context_ = {.fs = fs_.get(), .workers = &workers_, .log = &log_, .transport = transport_.get()};
+    context_ = {.fs = fs_.get(),
+                .workers = &workers_,
+                .log = &log_,
+                .transport = transport_.get(),
+                .has_no_xattrs = is_read_only_ && !view_->has_xattrs() && state_->changes().counts().nodes == 0};
     transport_->on_serving(on_ready);
     readers_ = std::make_unique<ReadingThreads>(*transport_, options.may_be_quiet);
     control_ =
@@ -313,6 +318,7 @@ JsonObject MountServer::stats() {
 }  // namespace
 
 std::string checked_mountpoint(const std::string& mountpoint, const std::string& mount_folder) {
+    detach_dead_mount(mountpoint);
     struct stat attributes {};
     if (::stat(mountpoint.c_str(), &attributes) != 0) store::throw_errno(errno, "mount point " + mountpoint);
     if (!S_ISDIR(attributes.st_mode)) {

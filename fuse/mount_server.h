@@ -13,7 +13,8 @@ namespace lamina::unionfs {
 /// Call it from the only thread of the process: it blocks signals for all that it starts.
 void serve_mount(const ServerOptions& options, const std::function<void()>& on_ready);
 
-/// The mount point as an absolute path without links. not_found; malformed: no folder, or inside the store.
+/// The mount point as an absolute path without links; a dead mount of ours on it is taken away first.
+/// not_found; malformed: no folder, or inside the store.
 std::string checked_mountpoint(const std::string& mountpoint, const std::string& mount_folder);
 
 }  // namespace lamina::unionfs

@@ -10,17 +10,15 @@
 #include "fuse/init_table.h"
 #include "fuse/libfuse.h"
 #include "fuse/mount_context.h"
+#include "fuse/unmount.h"
 #include "store/error.h"
 #include "store/file.h"
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/mount.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
-#include <spawn.h>
 
 #include <array>
 #include <cerrno>
@@ -58,23 +56,6 @@ std::string mount_options(const MountSpec& spec) {
     if (spec.allows_set_id) options += ",suid";
     if (spec.allows_devices) options += ",dev";
     return options;
-}
-
-int run_fusermount(const std::string& mountpoint, bool is_lazy) {
-    std::string program = "fusermount3";
-    std::string unmount = is_lazy ? "-uz" : "-u";
-    std::string quiet = "-q";
-    std::string separator = "--";
-    std::string path = mountpoint;
-    std::array<char*, 6> arguments = {program.data(),   quiet.data(), unmount.data(),
-                                      separator.data(), path.data(),  nullptr};
-    pid_t child = 0;
-    if (::posix_spawnp(&child, program.c_str(), nullptr, nullptr, arguments.data(), environ) != 0) return ENOENT;
-    int status = 0;
-    while (::waitpid(child, &status, 0) < 0) {
-        if (errno != EINTR) return errno;
-    }
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : EBUSY;
 }
 
 }  // namespace
@@ -120,9 +101,7 @@ void Transport::mount(const MountSpec& spec) {
 // unmounting writes back would have no server.
 void Transport::unmount(bool is_lazy) {
     if (mountpoint_.empty()) return;
-    if (::umount2(mountpoint_.c_str(), UMOUNT_NOFOLLOW | (is_lazy ? MNT_DETACH : 0)) == 0) return;
-    int error_number = errno;
-    if (error_number == EPERM) error_number = run_fusermount(mountpoint_, is_lazy);
+    const int error_number = unmount_path(mountpoint_, is_lazy);
     if (error_number == EINVAL || error_number == 0) return;  // Was not mounted any more.
     if (error_number == EBUSY) throw store::Error(store::Errc::busy, mountpoint_ + ": files are open in it");
     store::throw_errno(error_number, "unmount " + mountpoint_);
