@@ -75,10 +75,15 @@ void ChangeSet::drop_unnamed() {
 }
 
 void ChangeSet::drop(NodeId node) {
+    constexpr std::uint64_t kLogBytesPerItem = 256;
+    const InodeRecord* const dropped = records_->inode(node);
+    if (!dropped) return;
+    const std::uint64_t log_bytes = kReservedBytes + dropped->tree.item_count * kLogBytesPerItem;
+    if (!records_->arena().reserve(0, log_bytes)) return;
     records_->freed().clear();
     {
         Arena::Transaction transaction(records_->arena());
-        if (const auto inode = records_->find_inode(node)) records_->drop_inode(inode);
+        records_->drop_inode(records_->find_inode(node));
         transaction.commit();
     }
     if (records_->on_freed)

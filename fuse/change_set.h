@@ -41,7 +41,8 @@ public:
     void checkpoint(const std::function<void(const change::Change&)>& emit) const;
     /// Removes inodes without a name; call after replay, when no process can hold them open.
     void drop_unnamed();
-    /// Removes one inode's record: nothing names it, and no process can reach it any more. None: nothing happens.
+    /// Removes one inode's record: nothing names it, and no process can reach it any more. Without memory for that it
+    /// stays, for drop_unnamed() at the next mount.
     void drop(NodeId node);
 
     struct Counts {

@@ -7,13 +7,14 @@
 #include <cerrno>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
 namespace lamina::test {
 
-/// A keeper in memory. It keeps every change as the bytes of the log, so that they can be replayed, and makes space
-/// that was released unreadable at once: a use after that shows as wrong bytes.
+/// A keeper in memory; thread-safe. It keeps every change as the bytes of the log, so that they can be replayed, and
+/// makes space that was released unreadable at once: a use after that shows as wrong bytes.
 class FakeKeeper final : public unionfs::Keeper {
 public:
     unionfs::Result<void> reserve(std::uint64_t, std::uint64_t data_bytes) override {
@@ -22,6 +23,7 @@ public:
         return {};
     }
     unionfs::Result<std::uint64_t> place(std::span<const std::byte> data, std::uint64_t previous_end) override {
+        const std::lock_guard lock(mutex_);
         if (place_error != 0) return unionfs::fail(place_error);
         if (previous_end != data_.size() || data_.empty()) data_.resize(data_.size() + kGapBytes, kPoison);
         const std::uint64_t at = data_.size();
@@ -30,23 +32,30 @@ public:
         return at;
     }
     unionfs::Result<void> overwrite(std::uint64_t offset, std::span<const std::byte> data) override {
+        const std::lock_guard lock(mutex_);
         if (denies_overwrites) return unionfs::fail(EAGAIN);
         std::ranges::copy(data, data_.begin() + static_cast<std::ptrdiff_t>(offset));
         ++overwrites;
         return {};
     }
-    bool may_overwrite(std::uint64_t offset, std::uint64_t) const override { return offset >= synced_end_; }
+    bool may_overwrite(std::uint64_t offset, std::uint64_t) const override {
+        const std::lock_guard lock(mutex_);
+        return offset >= synced_end_;
+    }
     unionfs::Result<void> load(std::uint64_t offset, std::span<std::byte> out) const override {
         if (before_load) before_load();
+        const std::lock_guard lock(mutex_);
         if (offset + out.size() > data_.size()) return unionfs::fail(EIO);
         std::copy_n(data_.begin() + static_cast<std::ptrdiff_t>(offset), out.size(), out.begin());
         return {};
     }
     unsigned begin_reading() noexcept override {
+        const std::lock_guard lock(mutex_);
         ++readers_;
         return 1;
     }
     void end_reading(unsigned) noexcept override {
+        const std::lock_guard lock(mutex_);
         if (--readers_ > 0) return;
         for (const auto& [offset, size] : unread_) poison(offset, size);
         unread_.clear();
@@ -54,6 +63,7 @@ public:
     /// Space is spoilt when nobody reads; releasing before the change that freed it was appended is told apart by
     /// tests.
     void release(std::uint64_t offset, std::uint64_t size) override {
+        const std::lock_guard lock(mutex_);
         if (offset + size > data_.size()) throw std::logic_error("released what was never placed");
         is_released_.resize(data_.size(), false);
         for (std::uint64_t at = offset; at < offset + size; ++at) {
@@ -68,10 +78,12 @@ public:
             poison(offset, size);
     }
     void append(const unionfs::change::Change& change) noexcept override {
+        const std::lock_guard lock(mutex_);
         log.emplace_back();
         unionfs::change::encode(change, log.back());
     }
     unionfs::Result<void> sync() override {
+        const std::lock_guard lock(mutex_);
         synced_end_ = data_.size();
         ++syncs;
         return {};
@@ -105,6 +117,7 @@ private:
     }
     static constexpr std::size_t kGapBytes = 16;
     static constexpr std::byte kPoison{0xdd};
+    mutable std::mutex mutex_;
     std::vector<std::byte> data_;
     std::map<std::uint64_t, std::uint64_t> used_;
     std::vector<bool> is_released_;
