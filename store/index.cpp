@@ -110,6 +110,9 @@ Database open_with_schema(const std::string& path) {
 
 class Index::Impl {
 public:
+    /// Moves what the write-ahead log holds into the database: it would lie on disk twice. A log that is in use stays.
+    void shorten_log() { database_.execute("PRAGMA wal_checkpoint(TRUNCATE)"); }
+
     explicit Impl(const std::string& path) : database_(open_with_schema(path)) {}
 
     std::mutex mutex_;  // Guards all below. Innermost: nothing else is locked under it.
@@ -340,6 +343,7 @@ ImageRow Index::add_image(const NewImage& image) {
     row.is_anonymous = row.names.empty();
     impl_->set_anonymous_.execute(id, row.is_anonymous);
     transaction.commit();
+    impl_->shorten_log();
     return row;
 }
 
@@ -418,6 +422,7 @@ void Index::remove(const Victims& victims) {
     for (const TreeDigest& tree : victims.trees) impl_->remove_tree_.execute(tree);
     for (const std::uint32_t pack : victims.packs) impl_->remove_pack_.execute(pack);
     transaction.commit();
+    impl_->shorten_log();
 }
 
 std::vector<std::string> Index::check() {
