@@ -204,6 +204,11 @@ std::shared_ptr<const IndexSnapshot> ChunkIndex::load(const std::shared_ptr<cons
         } catch (const Error& error) {  // A new store has no list; a damaged one is made anew from the packs.
             if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
             if (error.code() == Errc::corrupt) snapshot->problems.push_back(error.what());
+            if (before) {  // Who has the index open serves on from it, and the next list that it publishes is whole.
+                snapshot->generation = before->generation;
+                snapshot->segments = before->segments;
+                snapshot->packs = before->packs;
+            }
             return snapshot;
         }
         snapshot->generation = list.generation;

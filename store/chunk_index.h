@@ -41,7 +41,8 @@ struct IndexSnapshot {
 };
 
 /// Digest to place over all packs of a folder. Readers in any number of processes; one process adds.
-/// Thread-safe. A missing list is an empty index; so is a damaged one, with a problem told.
+/// Thread-safe. A missing list is an empty index; so is a damaged one, with a problem told. Who has the index open when
+/// that happens keeps what it has.
 class ChunkIndex {
 public:
     explicit ChunkIndex(std::string packs_folder);

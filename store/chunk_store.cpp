@@ -19,29 +19,35 @@ public:
 
     std::optional<ChunkPlace> find(const ChunkId& chunk) override {
         const auto seen = index_.snapshot();
-        if (const auto place = seen->find(chunk)) return place;
+        try {
+            if (const auto place = seen->find(chunk)) return place;
+        } catch (const Error&) {  // A page of the index cannot be read: a newer list may do without it.
+            const auto now = index_.refresh(seen);
+            if (now == seen) throw;
+            return now->find(chunk);
+        }
         const auto now = index_.refresh(seen);
         return now == seen ? std::nullopt : now->find(chunk);
     }
 
     void read(const ChunkId& chunk, std::uint32_t offset_bytes, std::span<std::byte> out) override {
-        const auto seen = index_.snapshot();
-        if (const auto place = seen->find(chunk)) {
-            try {
-                return copy(chunk, *place, offset_bytes, out);
-            } catch (const Error& error) {  // Moved since the index was read, or another pack has it too.
-                if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
-                return read_elsewhere(chunk, *place, offset_bytes, out);
-            }
-        }
-        const auto place = index_.refresh(seen)->find(chunk);
+        const auto place = find(chunk);
         if (!place) throw Error(Errc::not_found, "chunk " + chunk.digest.hex() + ": not stored");
-        copy(chunk, *place, offset_bytes, out);
+        try {
+            copy(chunk, *place, offset_bytes, out);
+        } catch (const Error& error) {  // Moved since the index was read, or another pack has it too.
+            if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
+            read_elsewhere(chunk, *place, offset_bytes, out);
+        }
     }
 
     bool is_warm(const ChunkId& chunk) override {
-        const auto place = index_.snapshot()->find(chunk);
-        return place && cache_.contains({place->pack, place->frame_offset_bytes});
+        try {
+            const auto place = index_.snapshot()->find(chunk);
+            return place && cache_.contains({place->pack, place->frame_offset_bytes});
+        } catch (const Error&) {  // The index cannot be read there: read() will find out, where it may take its time.
+            return false;
+        }
     }
 
     void add_segment(const FinishedPack& pack) override { index_.add(pack.number, pack.chunks); }

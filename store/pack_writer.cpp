@@ -7,7 +7,6 @@
 #include "store/pack_format.h"
 
 #include <algorithm>
-#include <cassert>
 #include <deque>
 #include <utility>
 #include <vector>

@@ -274,6 +274,45 @@ TEST_CASE("a segment that becomes shorter while it is mapped is an error, not th
     CHECK(index.snapshot()->find(made_id(4999)));
 }
 
+TEST_CASE("a reader whose index cannot be read any more takes the one that was made anew", "[store][chunk_index]") {
+    const test::PackFolders folders;
+    std::vector<Bytes> data;
+    for (std::uint64_t i = 0; i < 2000; ++i) data.push_back(test::random_bytes(50, i));
+    const auto pack = folders.write(1, data);
+    folders.open()->add_segment(*pack);
+    const auto reader = folders.open();
+    const std::string path = folders.packs + "/" + segment_files(folders.packs)[0];
+    store::File::open_append(path).truncate(store::file_size(path) / 4);
+    int refused_count = 0;
+    for (const Bytes& chunk : data) refused_count += test::try_read(*reader, chunk) == ReadResult::refused;
+    CHECK(refused_count > 500);
+    folders.open()->rebuild({1});
+    for (const Bytes& chunk : data) REQUIRE(test::try_read(*reader, chunk) == ReadResult::right);
+}
+
+TEST_CASE("a list that is damaged or lost while it is in use loses nothing, and the next one is whole",
+          "[store][chunk_index]") {
+    for (const bool is_lost : {false, true}) {
+        CAPTURE(is_lost);
+        const test::PackFolders folders;
+        store::ChunkIndex index(folders.packs);
+        index.add(1, made_chunks(1, 0, 100));
+        index.add(2, made_chunks(2, 100, 105));
+        if (is_lost) {
+            store::remove_file(folders.packs + "/chunks.list");
+        } else {
+            test::replace_file(folders.packs + "/chunks.list", test::random_bytes(100, 1));
+        }
+        index.refresh(index.snapshot());
+        CHECK(index.snapshot()->find(made_id(104)));
+        index.add(3, made_chunks(3, 105, 110));
+        const store::ChunkIndex reopened(folders.packs);
+        CHECK(packs_of(reopened) == std::vector<std::uint32_t>{1, 2, 3});
+        for (std::uint64_t i = 0; i < 110; ++i) CHECK(reopened.snapshot()->find(made_id(i)));
+        CHECK(reopened.snapshot()->problems.empty());
+    }
+}
+
 TEST_CASE("a damaged segment is not merged into new ones, and the rest serves on", "[store][chunk_index]") {
     const test::PackFolders folders;
     store::ChunkIndex index(folders.packs);
