@@ -83,15 +83,29 @@ public:
             for (const PackState& pack : decision.sparse) report.freed_bytes += pack.dead_file_bytes();
             return report;
         }
-        agree_chunk_index(core_);
-        core_.leases.show(decision.victims.packs);  // The chunk index does not name them any more.
-        report.freed_bytes = remove_strays(core_);
+        report.freed_bytes = forget(decision);
         report.packs_rewritten = 0;
         rewrite(decision.sparse, report);
         return report;
     }
 
 private:
+    /// What has no row any more leaves the chunk index and the disk; returns the bytes.
+    std::uint64_t forget(const Decision& decision) {
+        std::uint64_t freed_bytes = 0;
+        try {
+            agree_chunk_index(core_);
+        } catch (const Error& error) {
+            // The new chunk index finds no room: the files go first. It then names packs that are gone until it is
+            // written, of which nobody needs a chunk and jobs find none, because they stay hidden.
+            if (error.code() != Errc::no_space && error.code() != Errc::quota) throw;
+            freed_bytes = remove_strays(core_);
+            agree_chunk_index(core_);
+        }
+        core_.leases.show(decision.victims.packs);  // The chunk index does not name them any more.
+        return freed_bytes + remove_strays(core_);
+    }
+
     void poll() const {
         if (stop_.stop_requested()) throw Error(Errc::cancelled, "gc was stopped");
     }
@@ -162,11 +176,15 @@ private:
     Decision decide() {
         for (int round = 1;; ++round) {
             mark(core_.leases.with_all([&](const Leases::Held& held, auto&&) { return roots(held); }));
-            const std::vector<PackState> states = pack_states();
+            std::vector<PackState> states = pack_states();
             std::optional<Decision> decision =
                 core_.leases.with_all([&](const Leases::Held& held, auto&& hide) -> std::optional<Decision> {
                     const Roots now = roots(held);
-                    if (!is_marked(now, core_.index->layers())) return std::nullopt;
+                    if (!is_marked(now, core_.index->layers())) {
+                        if (round < kPatientRounds) return std::nullopt;
+                        mark(now);  // Jobs keep coming: now they wait.
+                        states = pack_states();
+                    }
                     Decision made = victims(now, held, states);
                     if (is_dry_run_) return made;
                     std::vector<std::uint32_t> hidden = made.victims.packs;
@@ -176,7 +194,6 @@ private:
                     return made;
                 });
             if (decision) return std::move(*decision);
-            if (round == kPatientRounds) throw Error(Errc::busy, "gc: imports keep coming: try again later");
         }
     }
 

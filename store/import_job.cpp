@@ -153,8 +153,22 @@ LayerRow ImportJob::publish_layer(const ImportedLayer& layer, const std::string&
     if (pack) pack_row = PackRow{pack->number, pack->file_bytes, pack->raw_bytes};
     core_.index->add_layer(row, pack_row);
     undo.is_committed = true;
-    if (pack) core_.chunks->add_segment(*pack);
+    if (pack) add_segment(*pack, layer.diff_id, undo);
     return row;
+}
+
+/// Lets the pack's chunks be found. When that fails, on a full disk, the layer is taken back: nobody can have used it,
+/// because its claim is ours and its pack was hidden from the moment that the chunk index might have named it.
+void ImportJob::add_segment(const FinishedPack& pack, const DiffId& layer, Undo& undo) {
+    core_.leases.hide({pack.number});
+    try {
+        core_.chunks->add_segment(pack);
+    } catch (const Error&) {
+        core_.index->remove({.layers = {layer}, .packs = {pack.number}});
+        undo.is_committed = false;
+        throw;
+    }
+    core_.leases.show({pack.number});
 }
 
 TreeRow ImportJob::tree(const std::optional<ChainId>& chain, const std::vector<DiffId>& layers) {

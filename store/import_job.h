@@ -70,6 +70,7 @@ private:
     class Undo;
     LayerRow make_layer(const std::optional<DiffId>& promised, const OpenTar& open_tar);
     LayerRow publish_layer(const ImportedLayer& layer, const std::string& recipe, PackWriter& writer, Undo& undo);
+    void add_segment(const FinishedPack& pack, const DiffId& layer, Undo& undo);
     TreeRow tree(const std::optional<ChainId>& chain, const std::vector<DiffId>& layers);
     std::string new_path(const char* suffix) { return folder_.path() + "/" + std::to_string(next_file_++) + suffix; }
 

@@ -4,6 +4,9 @@
 #include "store/file.h"
 #include "store/sqlite.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
 #include <limits>
 #include <mutex>
 
@@ -16,6 +19,7 @@ namespace lamina::store {
 namespace {
 
 constexpr std::int64_t kSchemaVersion = 1;
+constexpr off_t kReservedBytes = 1 << 20;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -78,7 +82,17 @@ std::string image_query(std::string_view tail) {
            std::string(tail);
 }
 
+/// Sets blocks aside behind a file's end, without changing its size: so an image can be removed, and gc can run, on a
+/// disk that is full to the last byte. Where the file system cannot, there is just no reserve.
+void reserve_blocks(const std::string& path) {
+    const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    struct stat st {};
+    if (!fd || ::fstat(fd.get(), &st) != 0) return;
+    static_cast<void>(::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, st.st_size + kReservedBytes));
+}
+
 Database open_with_schema(const std::string& path) {
+    reserve_blocks(path);  // Before SQLite has it: closing any descriptor of it would end SQLite's lock.
     Database database = Database::open(path);
     std::int64_t version = 0;
     std::int64_t table_count = 0;
@@ -103,6 +117,7 @@ Database open_with_schema(const std::string& path) {
                                            ", this program knows " + std::to_string(kSchemaVersion) +
                                            ": use the program that wrote it, or another store");
     }
+    reserve_blocks(path + "-wal");
     return database;
 }
 

@@ -56,6 +56,11 @@ Leases::Claim::~Claim() {
     owner_->claim_ended_.notify_all();
 }
 
+void Leases::hide(const std::vector<std::uint32_t>& packs) {
+    const std::lock_guard lock(mutex_);
+    hidden_.insert(packs.begin(), packs.end());
+}
+
 void Leases::show(const std::vector<std::uint32_t>& packs) {
     const std::lock_guard lock(mutex_);
     for (const std::uint32_t pack : packs) hidden_.erase(pack);

@@ -75,6 +75,7 @@ public:
         };
         return function(all_held(), hide);
     }
+    void hide(const std::vector<std::uint32_t>& packs);  ///< find() misses them from now on.
     void show(const std::vector<std::uint32_t>& packs);  ///< Ends hiding.
 
 private:

@@ -56,13 +56,7 @@ public:
         core_.paths = folder_.paths();
         core_.index = Index::open(core_.paths.index());
         core_.chunks = ChunkStore::open(core_.paths.packs(), kCacheBytes);
-        try {
-            agree_chunk_index(core_);
-        } catch (const Error& error) {
-            // A committed pack is damaged beyond its frame headers: what is whole must stay usable; verify tells more.
-            if (error.code() != Errc::corrupt && error.code() != Errc::not_found) throw;
-            core_.chunks->rebuild(readable_packs());
-        }
+        recover_chunk_index();
         remove_strays(core_);
     }
 
@@ -99,12 +93,29 @@ private:
         for (const ImageRow& row : rows) all.push_back(summary_of(row));
         return all;
     }
+    void recover_chunk_index();
     std::vector<std::uint32_t> readable_packs() const;
     std::vector<KeptMount> mounts_of(const ImageRow& image) const;
 
     StoreFolder folder_;  // First, so that the lock goes last.
     StoreCore core_;
 };
+
+void StoreImpl::recover_chunk_index() {
+    try {
+        return agree_chunk_index(core_);
+    } catch (const Error& error) {
+        const bool is_full = error.code() == Errc::no_space || error.code() == Errc::quota;
+        const bool is_damaged = error.code() == Errc::corrupt || error.code() == Errc::not_found;
+        if (!is_full && !is_damaged) throw;
+        if (is_full) {  // What no row names makes room.
+            remove_strays(core_);
+            return agree_chunk_index(core_);
+        }
+    }
+    // A committed pack is damaged beyond its frame headers: what is whole must stay usable; verify tells more.
+    core_.chunks->rebuild(readable_packs());
+}
 
 std::vector<std::uint32_t> StoreImpl::readable_packs() const {
     std::vector<std::uint32_t> readable;

@@ -241,3 +241,26 @@ TEST_CASE("a full disk stops an import and a commit with no_space, and everythin
     CHECK(test::file_of(*opened, "big:1", "noise") == noise);
     CHECK(test::problems_of(*opened) == "");
 }
+
+TEST_CASE("on a disk that is full to the last byte an image can be removed and gc makes room", "[store][crash]") {
+    const test::TempDir folder;
+    const SmallDisk disk(folder, 12);
+    if (!disk.is_mounted()) {
+        WARN("skipped: needs root and a loop device");
+        return;
+    }
+    const auto opened = Store::open(disk.path() + "/s");
+    test::import_from(*opened, test::write_layout(folder / "old", {{"old:1", {kOld}}}));
+    test::import_from(*opened, test::write_layout(folder / "new", {{"new:1", {kNew, kMore}}}));
+    const std::string fill = "dd if=/dev/zero of=" + disk.path() + "/filler bs=64k; dd if=/dev/zero of=" + disk.path() +
+                             "/filler2 bs=1k; sync";
+    CHECK(std::system(("(" + fill + ") >/dev/null 2>&1").c_str()) >= 0);
+    CHECK_THAT(test::error_of([&] { store::write_file_atomically(disk.path() + "/x", test::bytes_of(kShared)); }),
+               ContainsSubstring("no_space: "));
+    opened->remove_image("new:1", false);
+    const store::GcReport report = opened->gc(false, {});
+    CHECK(report.packs_removed == 2);
+    CHECK(report.freed_bytes > 0);
+    CHECK(test::problems_of(*opened) == "");
+    CHECK(test::has_files(*opened, "old:1", kOld));
+}
