@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include <limits>
 #include <mutex>
@@ -19,7 +20,8 @@ namespace lamina::store {
 namespace {
 
 constexpr std::int64_t kSchemaVersion = 1;
-constexpr off_t kReservedBytes = 1 << 20;
+constexpr off_t kReservedBytes = 256 << 10;
+constexpr std::uint64_t kPlentyBytes = 64 << 20;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -82,7 +84,11 @@ std::string image_query(std::string_view tail) {
            std::string(tail);
 }
 
-/// Sets blocks aside behind a file's end, without changing its size: so an image can be removed, and gc can run, on a
+std::string log_of(const std::string& path) {
+    return path + "-wal";
+}
+
+/// Sets blocks aside behind the log's end, without changing its size: so an image can be removed, and gc can run, on a
 /// disk that is full to the last byte. Where the file system cannot, there is just no reserve.
 void reserve_blocks(const std::string& path) {
     const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
@@ -92,7 +98,6 @@ void reserve_blocks(const std::string& path) {
 }
 
 Database open_with_schema(const std::string& path) {
-    reserve_blocks(path);  // Before SQLite has it: closing any descriptor of it would end SQLite's lock.
     Database database = Database::open(path);
     std::int64_t version = 0;
     std::int64_t table_count = 0;
@@ -117,7 +122,7 @@ Database open_with_schema(const std::string& path) {
                                            ", this program knows " + std::to_string(kSchemaVersion) +
                                            ": use the program that wrote it, or another store");
     }
-    reserve_blocks(path + "-wal");
+    reserve_blocks(log_of(path));
     return database;
 }
 
@@ -125,8 +130,7 @@ Database open_with_schema(const std::string& path) {
 
 class Index::Impl {
 public:
-    /// Moves what the write-ahead log holds into the database: it would lie on disk twice. A log that is in use stays.
-    void shorten_log() { database_.execute("PRAGMA wal_checkpoint(TRUNCATE)"); }
+    void shorten_log();
 
     explicit Impl(const std::string& path) : database_(open_with_schema(path)) {}
 
@@ -189,6 +193,19 @@ public:
     Statement remove_image_{database_, "DELETE FROM images WHERE id = ?"};
     Statement hide_image_{database_, "UPDATE images SET is_removed = 1, is_anonymous = 0 WHERE id = ?"};
 };
+
+/// Moves what the write-ahead log holds into the database: it would lie on disk twice. Where space is scarce the log
+/// stays, because it is the reserve. What was committed is so whether or not this works.
+void Index::Impl::shorten_log() {
+    struct statvfs disk {};
+    if (::statvfs(database_.path().c_str(), &disk) != 0) return;
+    if (std::uint64_t{disk.f_bavail} * disk.f_frsize < kPlentyBytes) return;
+    try {
+        database_.execute("PRAGMA wal_checkpoint(TRUNCATE)");
+    } catch (const Error&) {  // The next one may do better.
+    }
+    reserve_blocks(log_of(database_.path()));
+}
 
 ImageRow Index::Impl::read_image(const Rows& rows) {
     ImageRow image{.id = rows.integer(0),
