@@ -208,20 +208,21 @@ ControlSocket::ControlSocket(const std::string& folder, MakeSession make_session
     : impl_(std::make_unique<Impl>(folder, std::move(make_session))) {}
 ControlSocket::~ControlSocket() = default;
 
-std::string ask_control(const std::string& folder, const std::string& line) {
-    constexpr std::size_t kAnswerLimitBytes = 1 << 20;
+ControlClient::ControlClient(const std::string& folder) : fd_(make_socket()) {
     const Address address(folder);
-    const store::UniqueFd fd = make_socket();
-    if (::connect(fd.get(), address.get(), sizeof address.name) != 0) {
-        const bool is_absent = errno == ENOENT || errno == ECONNREFUSED;
-        if (!is_absent) store::throw_errno(errno, "connect to " + folder + "/control");
-        throw store::Error(store::Errc::unavailable, folder + ": no server runs here");
-    }
-    send_all(fd.get(), line + "\n");  // Where that fails, the server may have said why before it closed.
+    if (::connect(fd_.get(), address.get(), sizeof address.name) == 0) return;
+    const bool is_absent = errno == ENOENT || errno == ECONNREFUSED;
+    if (!is_absent) store::throw_errno(errno, "connect to " + folder + "/control");
+    throw store::Error(store::Errc::unavailable, folder + ": no server runs here");
+}
+
+std::string ControlClient::ask(const std::string& line) {
+    constexpr std::size_t kAnswerLimitBytes = 1 << 20;
+    send_all(fd_.get(), line + "\n");  // Where that fails, the server may have said why before it closed.
     std::string answer;
     std::array<char, 4096> room{};
     while (answer.size() < kAnswerLimitBytes) {
-        const ssize_t got = ::recv(fd.get(), room.data(), room.size(), 0);
+        const ssize_t got = ::recv(fd_.get(), room.data(), room.size(), 0);
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) break;
         answer.append(room.data(), static_cast<std::size_t>(got));
@@ -231,6 +232,10 @@ std::string ask_control(const std::string& folder, const std::string& line) {
         }
     }
     throw store::Error(store::Errc::unavailable, "the server closed the socket without an answer");
+}
+
+std::string ask_control(const std::string& folder, const std::string& line) {
+    return ControlClient(folder).ask(line);
 }
 
 }  // namespace lamina::unionfs

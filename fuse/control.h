@@ -1,5 +1,7 @@
 #pragma once
 
+#include "store/file.h"
+
 #include <functional>
 #include <map>
 #include <memory>
@@ -42,8 +44,17 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
-/// Asks the server of a mount one question; for the command line and tests. The answer is the line without newline.
-/// unavailable: nobody listens.
+/// A connection to the server of a mount. What the server holds for it (a cut) lasts as long as it does.
+class ControlClient {
+public:
+    explicit ControlClient(const std::string& folder);  ///< unavailable: nobody listens.
+    std::string ask(const std::string& line);           ///< The answer is the line without newline.
+
+private:
+    store::UniqueFd fd_;
+};
+
+/// One question, for the command line and tests.
 std::string ask_control(const std::string& folder, const std::string& line);
 
 }  // namespace lamina::unionfs

@@ -25,4 +25,13 @@ FolderLock::FolderLock(const std::string& mount_folder, std::chrono::millisecond
     }
 }
 
+std::optional<FolderLock> FolderLock::try_shared(const std::string& mount_folder) {
+    const std::string path = mount_folder + "/lock";
+    store::UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!fd) store::throw_errno(errno, "open " + path);
+    if (::flock(fd.get(), LOCK_SH | LOCK_NB) == 0) return FolderLock(std::move(fd));
+    if (errno != EWOULDBLOCK) store::throw_errno(errno, "lock " + path);
+    return std::nullopt;
+}
+
 }  // namespace lamina::unionfs

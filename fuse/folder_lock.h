@@ -3,7 +3,9 @@
 #include "store/file.h"
 
 #include <chrono>
+#include <optional>
 #include <string>
+#include <utility>
 
 namespace lamina::unionfs {
 
@@ -13,8 +15,11 @@ class FolderLock {
 public:
     /// Waits for a server that is about to end. Throws busy after `patience`.
     explicit FolderLock(const std::string& mount_folder, std::chrono::milliseconds patience = std::chrono::seconds(10));
+    /// For who reads the folder of a mount that no server runs on: keeps servers away. nullopt: one runs.
+    static std::optional<FolderLock> try_shared(const std::string& mount_folder);
 
 private:
+    explicit FolderLock(store::UniqueFd fd) : fd_(std::move(fd)) {}
     store::UniqueFd fd_;
 };
 

@@ -33,8 +33,8 @@ public:
     /// end_reading() of its ticket, from any thread, no space that was live then is used again.
     virtual unsigned begin_reading() noexcept { return 0; }
     virtual void end_reading(unsigned) noexcept {}
-    /// The space is named by no live extent any more. It is used again only when a sync has made the records durable
-    /// that dropped it, and nobody reads it any more.
+    /// The space is named by no live extent any more; the change that dropped it has been appended. It is used again
+    /// only when a sync has made that change durable, and nobody reads the space any more.
     virtual void release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) = 0;
 
     virtual void append(const change::Change& change) noexcept = 0;

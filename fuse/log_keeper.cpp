@@ -16,9 +16,8 @@
 /// power cut: the records before (they are flushed first) and the record of the change itself (it is flushed at once,
 /// and no sync or cut begins between the two: wait_until_between_changes()).
 ///
-/// Space that a change releases is on its way through four lists: released_now_ until the change is appended, released_
-/// until a sync begins, synced_ when it has ended, draining_ until no reader is left that may have looked it up before.
-/// log_keeper_space.cpp has the rest of that.
+/// Space that a change released waits in released_ until a sync begins, in synced_ when it has ended, and in draining_
+/// until no reader is left that may have looked it up before, and no cut (log_keeper_space.cpp).
 namespace lamina::unionfs {
 
 namespace {
@@ -103,7 +102,6 @@ Result<void> LogKeeper::reserve(std::uint64_t record_bytes, std::uint64_t data_b
     const auto try_once = [&] {
         const std::lock_guard lock(mutex_);
         is_overwriting_ = false;  // A change that was begun and failed.
-        take_released();
         open_files();
         reserve_log(record_bytes);
         reserve_extents(data_bytes);
@@ -182,7 +180,6 @@ void LogKeeper::append(const change::Change& change) noexcept {
     const auto appended = contain([&] {
         const std::lock_guard lock(mutex_);
         if (broken_ != 0) return;
-        take_released();
         scratch_.resize(log_format::kFrameBytes);
         change::encode(change, scratch_);
         const auto payload = std::span<const std::byte>(scratch_).subspan(log_format::kFrameBytes);
@@ -199,12 +196,6 @@ void LogKeeper::append(const change::Change& change) noexcept {
     if (!is_overwriting_) return;
     is_overwriting_ = false;
     change_ended_.notify_all();
-}
-
-/// What the last change released: it has been appended. Under mutex_.
-void LogKeeper::take_released() {
-    released_.insert(released_.end(), released_now_.begin(), released_now_.end());
-    released_now_.clear();
 }
 
 /// `record` has room for the frame at its front. Under mutex_.
@@ -298,7 +289,7 @@ void LogKeeper::sync_or_throw(std::uint64_t wanted_sequence) {
     if (broken_ != 0) throw store::Error(store::Errc::corrupt, folder_ + ": an earlier write failed");
     {
         const std::lock_guard lock(mutex_);
-        if (durable_ >= wanted_sequence) return;
+        if (durable_ >= wanted_sequence && released_.empty()) return;
     }
     run_sync();
 }
@@ -308,7 +299,7 @@ Result<void> LogKeeper::sync() {
     {
         const std::lock_guard lock(mutex_);
         wanted = last_change_;
-        if (wanted <= durable_ && broken_ == 0) return {};
+        if (!is_dirty() && broken_ == 0) return {};
     }
     const auto synced = contain([&] { sync_or_throw(wanted); });
     if (!synced) return fail(EIO);

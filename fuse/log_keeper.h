@@ -104,11 +104,10 @@ private:
     void run_timer();
 
     // The log (log_keeper.cpp).
-    void take_released();
     void append_payload(std::vector<std::byte>& record);
     void append_mark(std::uint8_t kind, std::span<const std::byte> boot, std::uint64_t number);
     void flush_or_throw();
-    bool is_dirty() const { return last_change_ > durable_ && broken_ == 0; }
+    bool is_dirty() const { return last_change_ > durable_ || !released_.empty(); }
     void sync_or_throw(std::uint64_t wanted_sequence);
     void run_sync();
     void wait_until_between_changes(std::unique_lock<std::mutex>& lock);
@@ -157,10 +156,9 @@ private:
     bool has_new_data_ = false;
     bool is_overwriting_ = false;  // Between overwrite() and the append() that follows it.
     unsigned cuts_ = 0;
-    std::vector<SpaceMap::Range> released_now_;  // By the change that is under way.
-    std::vector<SpaceMap::Range> released_;      // By changes since the last sync began.
-    std::vector<SpaceMap::Range> synced_;        // The records that dropped them are durable.
-    std::vector<SpaceMap::Range> draining_;      // Free when the readers of the other slot are gone.
+    std::vector<SpaceMap::Range> released_;  // Since the last sync began.
+    std::vector<SpaceMap::Range> synced_;    // The records that dropped them are durable.
+    std::vector<SpaceMap::Range> draining_;  // Free when the readers of the other slot are gone.
     bool is_stopping_ = false;
 
     std::atomic<unsigned> reader_slot_{0};

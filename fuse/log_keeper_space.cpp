@@ -106,7 +106,8 @@ bool LogKeeper::is_fresh(std::uint64_t offset_bytes, std::uint64_t size_bytes) c
 void LogKeeper::release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) {
     const std::lock_guard lock(mutex_);
     const auto dead = space_.release({extent_offset_bytes, size_bytes});
-    released_now_.insert(released_now_.end(), dead.begin(), dead.end());
+    released_.insert(released_.end(), dead.begin(), dead.end());
+    if (!dead.empty()) timer_wakes_.notify_one();
 }
 
 unsigned LogKeeper::begin_reading() noexcept {
@@ -139,17 +140,17 @@ std::vector<SpaceMap::Range> LogKeeper::drained_ranges() {
     return drained;
 }
 
+/// What no durable record and no cut names any more: free, and a big piece of it is given back to the disk.
 void LogKeeper::reclaim() {
-    std::vector<SpaceMap::Range> drained;
+    std::vector<SpaceMap::Range> freed;
     {
         const std::lock_guard lock(mutex_);
-        drained = drained_ranges();
+        freed = drained_ranges();
     }
-    if (drained.empty()) return;
-    std::sort(drained.begin(), drained.end(),
-              [](const auto& a, const auto& b) { return a.offset_bytes < b.offset_bytes; });
+    if (freed.empty()) return;
+    std::sort(freed.begin(), freed.end(), [](const auto& a, const auto& b) { return a.offset_bytes < b.offset_bytes; });
     std::vector<SpaceMap::Range> runs;
-    for (const auto& range : drained) {
+    for (const auto& range : freed) {
         if (!runs.empty() && runs.back().end() == range.offset_bytes) {
             runs.back().size_bytes += range.size_bytes;
         } else {

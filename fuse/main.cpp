@@ -1,9 +1,12 @@
 #include "fuse/background.h"
 #include "fuse/control.h"
 #include "fuse/mount_options.h"
+#include "fuse/mount_reader.h"
 #include "fuse/mount_server.h"
 #include "store/error.h"
 #include "store/file_ops.h"
+
+#include <unistd.h>
 
 #include <cstdio>
 #include <exception>
@@ -47,10 +50,13 @@ int run(const ServerOptions& options) {
             std::fputs(unionfs::kServerHelp, stdout);
             return 0;
         case ServerOptions::Action::diff:
+            unionfs::run_diff(options.mount_folder, {}, STDOUT_FILENO);
+            return 0;
         case ServerOptions::Action::export_layer:
-            break;
+            unionfs::run_export(options.mount_folder, STDOUT_FILENO);
+            return 0;
     }
-    throw store::Error(store::Errc::unsupported, "not in this build");
+    return 2;
 }
 
 }  // namespace

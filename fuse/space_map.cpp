@@ -219,7 +219,8 @@ void SpaceMap::grow_to(std::uint64_t end_block) {
 
 bool SpaceMap::mark_used(Range range) {
     if (range.offset_bytes < kBlockBytes || range.size_bytes == 0) return false;
-    if (range.size_bytes > kMaxBlocks * kBlockBytes - range.offset_bytes) return false;
+    constexpr std::uint64_t kMaxBytes = kMaxBlocks * kBlockBytes;
+    if (range.offset_bytes > kMaxBytes || range.size_bytes > kMaxBytes - range.offset_bytes) return false;
     grow_to(blocks_for(range.end()));
     for (std::uint64_t at = range.offset_bytes; at < range.end();) {
         const std::uint64_t block = at / kBlockBytes;

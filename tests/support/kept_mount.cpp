@@ -18,7 +18,7 @@ KeptMount::KeptMount(const std::string& folder, const View& view, const Options&
     open.boot->fill(std::byte{options.boot});
     state_ = MountState::open(folder, tree(), view, open);
     state_->changes().on_freed([this](std::uint64_t offset_bytes, std::uint64_t size_bytes) {
-        state_->keeper().release(offset_bytes, size_bytes);
+        freed_.push_back({offset_bytes, size_bytes});
     });
 }
 
@@ -30,8 +30,18 @@ Result<void> KeptMount::change(const change::Change& change, std::uint64_t data_
     if (const auto reserved = state_->keeper().reserve(66'000, data_bytes); !reserved) return reserved;
     if (const auto reserved = state_->changes().reserve(change); !reserved) return reserved;
     if (const auto applied = state_->changes().apply(change); !applied) return applied;
-    state_->keeper().append(change);
+    append(change);
     return {};
+}
+
+void KeptMount::append(const change::Change& change) {
+    state_->keeper().append(change);
+    release();
+}
+
+void KeptMount::release() {
+    for (const auto& [offset_bytes, size_bytes] : freed_) state_->keeper().release(offset_bytes, size_bytes);
+    freed_.clear();
 }
 
 Result<NodeId> KeptMount::make(NodeId parent, const std::string& name, std::uint32_t mode, const std::string& target) {
@@ -74,7 +84,7 @@ Result<void> KeptMount::write(NodeId node, std::uint64_t offset_bytes, std::stri
                                .time = {.seconds = ++clock_, .nanoseconds = 7}};
     if (const auto reserved = state_->changes().reserve(change); !reserved) return reserved;
     if (const auto applied = state_->changes().apply(change); !applied) return applied;
-    keeper.append(change);
+    append(change);
     return {};
 }
 
@@ -84,6 +94,7 @@ Result<void> KeptMount::remove(NodeId parent, const std::string& name) {
     if (!removed || node == 0) return removed;
     const auto left = changed_node(state_->changes(), node);
     if (left && left->attributes.nlink == 0) state_->changes().drop(node);  // Nobody has it open.
+    release();
     return {};
 }
 

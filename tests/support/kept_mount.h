@@ -8,6 +8,8 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace lamina::test {
 
@@ -41,7 +43,11 @@ public:
     static store::TreeDigest tree();
 
 private:
+    void append(const unionfs::change::Change& change);
+    void release();
+
     std::unique_ptr<unionfs::MountState> state_;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> freed_;
     std::int64_t clock_ = 1'700'000'000;
 };
 

@@ -130,4 +130,17 @@ Result<std::uint64_t> MemoryView::seek_hole(NodeId file, std::uint64_t offset_by
     return found->content.size();
 }
 
+MemoryView small_view() {
+    MemoryView view;
+    const NodeId etc = view.add(unionfs::kRootNode, "etc", S_IFDIR | 0755);
+    view.add(etc, "passwd", S_IFREG | 0644, "root:x:0:0\n");
+    const NodeId sub = view.add(etc, "sub", S_IFDIR | 0700);
+    view.add(sub, "deep", S_IFREG | 0600, std::string(9000, 'd'));
+    const NodeId linked = view.add(unionfs::kRootNode, "one", S_IFREG | 0644, "linked");
+    view.add_link(unionfs::kRootNode, "two", linked);
+    view.add(unionfs::kRootNode, "link", S_IFLNK | 0777, "etc/passwd");
+    view.add_xattr(linked, "user.a", "1");
+    return view;
+}
+
 }  // namespace lamina::test

@@ -52,4 +52,7 @@ private:
     std::map<unionfs::NodeId, Node> nodes_;
 };
 
+/// A view with a few files and folders.
+MemoryView small_view();
+
 }  // namespace lamina::test
