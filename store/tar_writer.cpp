@@ -13,7 +13,8 @@
 
 // Each entry is one ustar header, after an extended header ('x') when something does not fit into it. Fields that do
 // not fit are zero (a name: cut) in the ustar header, for readers that know no pax. Nothing depends on when, where or
-// as whom it is written.
+// as whom it is written. A body is a list of runs: data that the caller brings, and zeros that widen the ranges of a
+// sparse file to whole blocks.
 
 namespace lamina::store {
 
@@ -106,15 +107,6 @@ std::string padded(std::string text) {
     return text;
 }
 
-/// GNU sparse 1.0 has its map in front of the data. A range of no bytes tells GNU tar where a last hole ends.
-std::string sparse_map_text(std::span<const TarWriter::Range> map, std::uint64_t file_bytes) {
-    const bool ends_in_hole = map.back().offset_bytes + map.back().size_bytes < file_bytes;
-    std::string text = std::to_string(map.size() + (ends_in_hole ? 1 : 0)) + "\n";
-    for (const auto& range : map) text += fmt::format("{}\n{}\n", range.offset_bytes, range.size_bytes);
-    if (ends_in_hole) text += fmt::format("{}\n0\n", file_bytes);
-    return padded(std::move(text));
-}
-
 UstarHeader begin_header(char type_flag, std::string_view name) {
     UstarHeader header{};
     put_text(header.name, name);
@@ -175,29 +167,61 @@ void write_extended_header(ByteSink& out, const std::string& leaf, const std::st
 
 }  // namespace
 
+/// Fills runs_; returns the map in GNU sparse 1.0's form, which stands in front of the data.
+std::string TarWriter::plan_sparse_body(std::span<const Range> data_map, std::uint64_t file_bytes) {
+    std::vector<Range> map;
+    std::uint64_t at = 0;  // What runs_ have reached in the file.
+    for (const Range& range : data_map) {
+        const bool is_inside = range.offset_bytes <= file_bytes && range.size_bytes <= file_bytes - range.offset_bytes;
+        if (range.offset_bytes < at || !is_inside) throw Error(Errc::internal, "write tar: data map is out of order");
+        if (range.size_bytes == 0) continue;
+        const std::uint64_t begin = range.offset_bytes / kTarBlockBytes * kTarBlockBytes;
+        const std::uint64_t end = range.offset_bytes + range.size_bytes;
+        const std::uint64_t wide_end = std::min(end + tar_padding(end), file_bytes);
+        const bool continues = !map.empty() && map.back().offset_bytes + map.back().size_bytes >= begin;
+        if (!continues) {
+            if (!map.empty()) runs_.push_back({map.back().offset_bytes + map.back().size_bytes - at, 0});
+            map.push_back({begin, 0});
+            at = begin;
+        }
+        runs_.push_back({range.offset_bytes - at, range.size_bytes});
+        map.back().size_bytes = wide_end - map.back().offset_bytes;
+        at = end;
+    }
+    const std::uint64_t map_end = map.empty() ? 0 : map.back().offset_bytes + map.back().size_bytes;
+    if (!map.empty()) runs_.push_back({map_end - at, 0});
+    if (map_end < file_bytes) map.push_back({file_bytes, 0});  // Tells GNU tar where the last hole ends.
+    std::string text = std::to_string(map.size()) + "\n";
+    for (const Range& range : map) text += fmt::format("{}\n{}\n", range.offset_bytes, range.size_bytes);
+    return padded(std::move(text));
+}
+
 void TarWriter::begin(const LayerEntry& entry, std::span<const Range> data_map) {
     end_body();
     if (!entry.is_hardlink && entry.metadata.type == FileType::socket) return;
     const bool has_body = !entry.is_hardlink && entry.metadata.type == FileType::regular;
-    const bool is_sparse = has_body && !data_map.empty();
-    const std::string map = is_sparse ? sparse_map_text(data_map, entry.size_bytes) : "";
     const std::string name = tar_name(entry);
     std::string header_name = name;
     const std::string& target = entry.is_hardlink ? entry.hardlink_target : entry.metadata.link_target;
+    std::string map;
     PaxText pax;
-    if (is_sparse) {
+    if (has_body && !data_map.empty()) {
         pax.add("GNU.sparse.major", "1");
         pax.add("GNU.sparse.minor", "0");
         pax.add("GNU.sparse.name", name);
         pax.add("GNU.sparse.realsize", std::to_string(entry.size_bytes));
         header_name = "GNUSparseFile.0/" + leaf_of(entry.path);
-        for (const Range& range : data_map) body_left_bytes_ += range.size_bytes;
+        map = plan_sparse_body(data_map, entry.size_bytes);
     } else {
         if (name.size() > sizeof(UstarHeader::name)) pax.add("path", name);
-        if (has_body) body_left_bytes_ = entry.size_bytes;
+        if (has_body) runs_.push_back({0, entry.size_bytes});
     }
     if (target.size() > sizeof(UstarHeader::link_name)) pax.add("linkpath", target);
-    const std::uint64_t size = map.size() + body_left_bytes_;
+    std::uint64_t size = map.size();
+    for (const Run& run : runs_) {
+        size += run.zero_bytes + run.data_bytes;
+        data_left_bytes_ += run.data_bytes;
+    }
     if (size > kMaxOctal11) pax.add("size", std::to_string(size));
     add_attributes(entry, pax);
     write_extended_header(out_, leaf_of(entry.path), pax.text());
@@ -211,15 +235,36 @@ void TarWriter::begin(const LayerEntry& entry, std::span<const Range> data_map) 
 }
 
 void TarWriter::write_body(std::span<const std::byte> data) {
-    if (data.size() > body_left_bytes_) throw Error(Errc::internal, "write tar: body is longer than its header says");
-    out_.write(data);
-    body_left_bytes_ -= data.size();
-    body_written_bytes_ += data.size();
+    if (data.size() > data_left_bytes_) throw Error(Errc::internal, "write tar: body is longer than its header says");
+    data_left_bytes_ -= data.size();
+    while (!data.empty()) {
+        write_zeros();
+        Run& run = runs_[run_];
+        const auto part = data.first(static_cast<std::size_t>(std::min<std::uint64_t>(data.size(), run.data_bytes)));
+        out_.write(part);
+        run.data_bytes -= part.size();
+        body_bytes_ += part.size();
+        data = data.subspan(part.size());
+    }
+}
+
+/// The zeros of the run in hand and of those after it, up to one that waits for data.
+void TarWriter::write_zeros() {
+    constexpr std::array<std::byte, 2 * kTarBlockBytes> zeros{};  // A run has less: two ends of a block.
+    for (; run_ < runs_.size(); ++run_) {
+        Run& run = runs_[run_];
+        out_.write(std::span(zeros).first(static_cast<std::size_t>(run.zero_bytes)));
+        body_bytes_ += std::exchange(run.zero_bytes, 0);
+        if (run.data_bytes > 0) return;
+    }
 }
 
 void TarWriter::end_body() {
-    if (body_left_bytes_ > 0) throw Error(Errc::internal, "write tar: body is shorter than its header says");
-    const std::uint64_t padding = tar_padding(std::exchange(body_written_bytes_, 0));
+    if (data_left_bytes_ > 0) throw Error(Errc::internal, "write tar: body is shorter than its header says");
+    write_zeros();
+    runs_.clear();
+    run_ = 0;
+    const std::uint64_t padding = tar_padding(std::exchange(body_bytes_, 0));
     if (padding == 0) return;
     constexpr std::array<std::byte, kTarBlockBytes> zeros{};
     out_.write(std::span(zeros).first(static_cast<std::size_t>(padding)));

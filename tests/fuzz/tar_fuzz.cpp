@@ -23,6 +23,8 @@ namespace {
 using namespace lamina::store;
 using Bytes = std::vector<std::byte>;
 
+constexpr std::uint64_t kMaxWholeBytes = 1 << 20;
+
 void check(bool is_so) {
     if (!is_so) std::abort();
 }
@@ -108,7 +110,7 @@ void check_entry(const Entry& entry) {
 std::vector<Entry> read(const Bytes& tar, std::size_t piece) {
     SpanInput input(tar, piece);
     BytesSink literals;
-    LayerReader reader(input, {.entries = 1000, .sparse_parts = 10'000}, &literals);
+    LayerReader reader(input, {.entries = 1000, .sparse_parts = 100'000}, &literals);
     std::vector<Entry> out;
     std::size_t body_bytes = 0;
     while (auto entry = reader.next()) {
@@ -169,6 +171,19 @@ void check_recipe(const Bytes& tar, const std::string& path) {
     check(entry_count == 0);
 }
 
+/// The file with its holes: TarWriter may store some of their zeros.
+Bytes whole(const Entry& entry) {
+    if (!entry.tar.is_sparse) return entry.body;
+    Bytes out(entry.tar.entry.size_bytes);
+    auto from = entry.body.begin();
+    for (const TarRange& range : entry.tar.data_map) {
+        const auto end = from + static_cast<std::ptrdiff_t>(range.size_bytes);
+        std::copy(from, end, out.begin() + static_cast<std::ptrdiff_t>(range.offset_bytes));
+        from = end;
+    }
+    return out;
+}
+
 void check_writer(const std::vector<Entry>& entries) {
     BytesSink out;
     TarWriter writer(out);
@@ -188,7 +203,7 @@ void check_writer(const std::vector<Entry>& entries) {
         check(before.path == after.path && before.is_hardlink == after.is_hardlink);
         check(before.hardlink_target == after.hardlink_target && before.size_bytes == after.size_bytes);
         check(before.is_hardlink || before.metadata == after.metadata);
-        check(entries[i].body == again[i].body);
+        if (before.size_bytes <= kMaxWholeBytes) check(whole(entries[i]) == whole(again[i]));
     }
 }
 
