@@ -7,6 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
+#include <optional>
+#include <span>
 
 // The list file names the segments and the packs that each covers. It is replaced by rename, and segments are never
 // changed, so a reader needs no lock: it reads the list, then opens what it names. A segment that is gone by then

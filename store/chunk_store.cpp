@@ -6,7 +6,10 @@
 #include "store/pack_reader.h"
 
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <utility>
+#include <vector>
 
 namespace lamina::store {
 

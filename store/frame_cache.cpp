@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <exception>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <unordered_map>

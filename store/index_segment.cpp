@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <cstring>
+#include <string_view>
+#include <vector>
 
 // A look-up takes the first bits of the digest as a position in the fan-out, which says between which entries the
 // digest must lie: two to four on average, so it costs one cache miss there and one or two in the entries. The fan-out

@@ -5,7 +5,9 @@
 #include <zstd.h>
 
 #include <algorithm>
+#include <memory>
 #include <new>
+#include <string>
 
 // A frame is read with one pread: the index knows its size. Whatever its bytes say is first bounded by what was read
 // and by the limits of pack_format.h, then the checksum is compared, then it is unpacked into a buffer of exactly the

@@ -3,7 +3,11 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <functional>
+#include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 // A pack's table comes from its footer. Where that is damaged or was never written, the frames tell it themselves: they
 // are walked from the front, and behind a damaged one the next is looked for by its magic. A file of an image may

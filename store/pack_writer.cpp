@@ -7,7 +7,12 @@
 #include "store/pack_format.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 

@@ -3,9 +3,10 @@
 #include "store/error.h"
 #include "support/catch.h"
 
+#include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <latch>
+#include <memory>
 #include <thread>
 #include <vector>
 

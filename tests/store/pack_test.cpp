@@ -9,7 +9,10 @@
 #include "support/pack_folders.h"
 #include "support/random_bytes.h"
 
+#include <algorithm>
+#include <map>
 #include <set>
+#include <utility>
 #include <vector>
 
 using namespace lamina;

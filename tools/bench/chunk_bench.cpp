@@ -16,9 +16,12 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
