@@ -97,7 +97,8 @@ void reserve_blocks(const std::string& path) {
     static_cast<void>(::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, st.st_size + kReservedBytes));
 }
 
-Database open_with_schema(const std::string& path) {
+Database open_with_schema(const std::string& path, bool may_create) {
+    if (!may_create && !exists(path)) throw Error(Errc::corrupt, path + ": is missing, but the store has content");
     Database database = Database::open(path);
     std::int64_t version = 0;
     std::int64_t table_count = 0;
@@ -111,6 +112,7 @@ Database open_with_schema(const std::string& path) {
         }
     }
     if (version == 0 && table_count == 0) {
+        if (!may_create) throw Error(Errc::corrupt, path + ": is empty, but the store has content");
         Transaction transaction(database);
         database.execute(kSchema);
         transaction.commit();
@@ -132,7 +134,7 @@ class Index::Impl {
 public:
     void shorten_log();
 
-    explicit Impl(const std::string& path) : database_(open_with_schema(path)) {}
+    Impl(const std::string& path, bool may_create) : database_(open_with_schema(path, may_create)) {}
 
     std::mutex mutex_;  // Guards all below. Innermost: nothing else is locked under it.
     Database database_;
@@ -265,8 +267,8 @@ std::int64_t Index::Impl::add_image_row(const NewImage& image, const BlobDigest&
 Index::Index(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Index::~Index() = default;
 
-std::unique_ptr<Index> Index::open(const std::string& path) {
-    return std::unique_ptr<Index>(new Index(std::make_unique<Impl>(path)));
+std::unique_ptr<Index> Index::open(const std::string& path, bool may_create) {
+    return std::unique_ptr<Index>(new Index(std::make_unique<Impl>(path, may_create)));
 }
 
 std::uint32_t Index::allocate_pack() {

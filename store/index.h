@@ -77,7 +77,8 @@ struct ImageDocuments {
 /// row names are on disk before the row is.
 class Index {
 public:
-    static std::unique_ptr<Index> open(const std::string& path);  ///< Creates it when missing.
+    /// Makes it when it is missing or empty and `may_create`; else that is corrupt.
+    static std::unique_ptr<Index> open(const std::string& path, bool may_create = true);
     ~Index();
 
     /// A number that no pack ever had, nor will have, whatever crashes. From 1 up.

@@ -54,7 +54,7 @@ class StoreImpl : public Store {
 public:
     explicit StoreImpl(const std::string& path) : folder_(StoreFolder::open(path)) {
         core_.paths = folder_.paths();
-        core_.index = Index::open(core_.paths.index());
+        core_.index = Index::open(core_.paths.index(), !has_content());
         core_.chunks = ChunkStore::open(core_.paths.packs(), kCacheBytes);
         recover_chunk_index();
         remove_strays(core_);
@@ -92,6 +92,11 @@ private:
         std::vector<ImageSummary> all;
         for (const ImageRow& row : rows) all.push_back(summary_of(row));
         return all;
+    }
+    /// Then a missing index is a loss, not a beginning: opening must not take what it no longer names for strays.
+    bool has_content() const {
+        return !list_folder(core_.paths.packs()).empty() || !list_folder(core_.paths.layers()).empty() ||
+               !list_folder(core_.paths.trees()).empty();
     }
     void recover_chunk_index();
     std::vector<std::uint32_t> readable_packs() const;

@@ -107,6 +107,25 @@ private:
         return place && !lost_packs_.contains(place->pack);
     }
 
+    /// What save promises: the layer's tar, byte for byte.
+    void check_tar(const std::string& what, const LayerRow& layer, const Recipe& recipe) {
+        class HashingSink : public ByteSink {
+        public:
+            explicit HashingSink(const std::stop_token& stop) : stop_(stop) {}
+            void write(std::span<const std::byte> data) override {
+                if (stop_.stop_requested()) throw Error(Errc::cancelled, "verify was stopped");
+                hasher.update(data);
+            }
+            Hasher hasher;
+
+        private:
+            const std::stop_token& stop_;
+        };
+        HashingSink out(stop_);
+        recipe.write_tar(*core_.chunks, out);
+        if (out.hasher.finish() != layer.diff_id.digest) problem(what + ": its recipe gives another tar");
+    }
+
     void check_layer(const LayerRow& layer) {
         const std::string what = "layer " + layer.diff_id.digest.text();
         const std::string path = core_.paths.recipe(layer.diff_id);
@@ -124,6 +143,7 @@ private:
                 if (!is_good(chunk)) ++bad_count;
             }
             if (bad_count > 0) problem(what + ": " + std::to_string(bad_count) + " of its chunks are missing or bad");
+            if (check_data_ && bad_count == 0) check_tar(what, layer, *recipe);
         });
         if (problems_.size() != problems_before) hit_layers_.insert(layer.diff_id);
         done("checking layers", what, layer.recipe_bytes);

@@ -112,6 +112,31 @@ TEST_CASE("a lost or foreign chunk index is rebuilt at open", "[store][open]") {
     CHECK(test::has_files(*opened, "base:1", kBase));
 }
 
+TEST_CASE("a store whose index is lost or empty is refused, and keeps its content", "[store][open]") {
+    const test::TempDir folder;
+    test::import_from(*Store::open(folder / "s"), two_images(folder / "layout"));
+    const auto layers = store::list_folder(folder / "s/layers");
+    const auto packs = store::list_folder(folder / "s/packs");
+    const std::string sound = test::read_text(folder / "s/index.sqlite");
+    SECTION("lost") {
+        store::remove_file(folder / "s/index.sqlite");
+    }
+    SECTION("empty") {
+        test::write_text(folder / "s/index.sqlite", "");
+    }
+    SECTION("cut") {
+        test::write_text(folder / "s/index.sqlite", sound.substr(0, 5000));
+    }
+    SECTION("something else") {
+        test::write_text(folder / "s/index.sqlite", std::string(20000, 'x'));
+    }
+    CHECK_THAT(test::error_of([&] { Store::open(folder / "s"); }), ContainsSubstring("corrupt: "));
+    CHECK(store::list_folder(folder / "s/layers") == layers);
+    CHECK(store::list_folder(folder / "s/packs") == packs);
+    test::write_text(folder / "s/index.sqlite", sound);
+    CHECK(test::problems_of(*Store::open(folder / "s")) == "");
+}
+
 TEST_CASE("images are found by name and by digest, and told with what they are", "[store]") {
     const test::TempDir folder;
     const auto opened = Store::open(folder / "s");
@@ -303,7 +328,8 @@ TEST_CASE("a saved image comes back with the same layers and config, and adds no
     const test::TempDir folder;
     const auto opened = Store::open(folder / "s");
     const auto images = test::import_from(*opened, two_images(folder / "layout"));
-    for (const std::string& target : {"oci:" + (folder / "out") + ":app"}) {
+    for (const std::string& target : {"oci:" + (folder / "out") + ":app", "oci-archive:" + (folder / "a.tar") + ":app",
+                                      "docker-archive:" + (folder / "d.tar")}) {
         CAPTURE(target);
         opened->save({.image = "work:1", .target = target, .progress = {}}, {});
         const auto again = test::import_from(*opened, target);
