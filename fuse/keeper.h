@@ -19,6 +19,10 @@ public:
     /// Room for one record of up to `record_bytes` and `data_bytes` of file data. ENOSPC, EDQUOT, EROFS.
     virtual Result<void> reserve(std::uint64_t record_bytes, std::uint64_t data_bytes) = 0;
 
+    /// The same for a change that only gives space back (unlink, truncate): it may use what is kept for when the disk
+    /// is full, so that a full disk can be emptied.
+    virtual Result<void> reserve_to_free(std::uint64_t record_bytes) { return reserve(record_bytes, 0); }
+
     /// Writes file data and says where it lies. `previous`: where the bytes just before these of the same file lie
     /// (their end), or 0: continuing there keeps a file in one piece.
     virtual Result<std::uint64_t> place(std::span<const std::byte> data, std::uint64_t previous_end) = 0;

@@ -97,14 +97,22 @@ void LogKeeper::continue_log(const LogScan& scan) {
 }
 
 Result<void> LogKeeper::reserve(std::uint64_t record_bytes, std::uint64_t data_bytes) {
+    return reserve_room({.record_bytes = record_bytes, .data_bytes = data_bytes});
+}
+
+Result<void> LogKeeper::reserve_to_free(std::uint64_t record_bytes) {
+    return reserve_room({.record_bytes = record_bytes, .frees = true});
+}
+
+Result<void> LogKeeper::reserve_room(const Room& room) {
     if (broken_ != 0) return fail(EROFS);
     bool wants_checkpoint = false;
     const auto try_once = [&] {
         const std::lock_guard lock(mutex_);
         is_overwriting_ = false;  // A change that was begun and failed.
         open_files();
-        reserve_log(record_bytes);
-        reserve_extents(data_bytes);
+        reserve_log(room);
+        reserve_extents(room.data_bytes);
         wants_checkpoint = log_end_bytes_ > checkpoint_at_bytes_ && cuts_ == 0;
     };
     auto reserved = contain(try_once);
@@ -114,6 +122,7 @@ Result<void> LogKeeper::reserve(std::uint64_t record_bytes, std::uint64_t data_b
             run_sync();
         });
         reclaim();
+        if (room.data_bytes == 0) (void)contain([&] { give_back_all(); });  // The log is what needs it.
         reserved = contain(try_once);
     }
     if (reserved && wants_checkpoint) {

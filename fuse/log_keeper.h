@@ -60,6 +60,7 @@ public:
     ~LogKeeper() override;  ///< Writes what is buffered to the file. For a clean end call close() before.
 
     Result<void> reserve(std::uint64_t record_bytes, std::uint64_t data_bytes) override;
+    Result<void> reserve_to_free(std::uint64_t record_bytes) override;
     Result<std::uint64_t> place(std::span<const std::byte> data, std::uint64_t previous_end) override;
     Result<void> overwrite(std::uint64_t extent_offset_bytes, std::span<const std::byte> data) override;
     bool may_overwrite(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) const override;
@@ -114,7 +115,14 @@ private:
     void checkpoint_or_throw();
 
     // Space (log_keeper_space.cpp).
-    void reserve_log(std::uint64_t record_bytes);
+    struct Room {
+        std::uint64_t record_bytes = 0;
+        std::uint64_t data_bytes = 0;
+        bool frees = false;
+    };
+    Result<void> reserve_room(const Room& room);
+    void reserve_log(const Room& room);
+    void give_back_all();
     void reserve_extents(std::uint64_t data_bytes);
     void allocate_ahead(store::File& file, std::uint64_t& allocated_bytes, std::uint64_t needed_end,
                         std::uint64_t wanted_end);

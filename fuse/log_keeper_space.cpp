@@ -12,7 +12,8 @@ namespace lamina::unionfs {
 
 namespace {
 
-constexpr std::uint64_t kMarkRoomBytes = 1024;  // For the marks of a sync or a new session.
+constexpr std::uint64_t kMarkRoomBytes = 1024;          // For the marks of a sync or a new session.
+constexpr std::uint64_t kFreeingRoomBytes = 64 * 1024;  // For changes that give space back, when the disk is full.
 constexpr std::uint64_t kLogStepBytes = 64 * 1024;
 constexpr std::uint64_t kMaxLogStepBytes = 4 * 1024 * 1024;
 constexpr std::uint64_t kExtentStepBytes = 1024 * 1024;
@@ -60,11 +61,25 @@ void LogKeeper::allocate_ahead(store::File& file, std::uint64_t& allocated_bytes
     }
 }
 
-void LogKeeper::reserve_log(std::uint64_t record_bytes) {
-    const std::uint64_t needed = log_end_bytes_ + record_bytes + log_format::kFrameBytes + kMarkRoomBytes;
+void LogKeeper::reserve_log(const Room& room) {
+    const std::uint64_t kept = kMarkRoomBytes + (room.frees ? 0 : kFreeingRoomBytes);
+    const std::uint64_t needed = log_end_bytes_ + room.record_bytes + log_format::kFrameBytes + kept;
     if (needed <= files_.log_allocated_bytes) return;
     const std::uint64_t step = std::clamp(log_end_bytes_, kLogStepBytes, kMaxLogStepBytes);
     allocate_ahead(files_.log, files_.log_allocated_bytes, round_up(needed), round_up(needed + step));
+}
+
+/// All free space to the disk, for the log: when there is nothing else left.
+void LogKeeper::give_back_all() {
+    {
+        const std::lock_guard lock(mutex_);
+        if (cuts_ != 0) return;
+        space_.drop_tails();
+        for (const SpaceMap::Range& run : space_.free_runs()) {
+            files_.extents.punch_hole(run.offset_bytes, run.size_bytes);
+        }
+    }
+    trim_extents(0);
 }
 
 void LogKeeper::reserve_extents(std::uint64_t data_bytes) {

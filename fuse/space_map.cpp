@@ -244,6 +244,12 @@ void SpaceMap::finish_marking() {
     }
 }
 
+std::vector<SpaceMap::Range> SpaceMap::free_runs() const {
+    std::vector<Range> runs;
+    for (const auto& [start, count] : free_) runs.push_back({start * kBlockBytes, count * kBlockBytes});
+    return runs;
+}
+
 std::uint64_t SpaceMap::largest_free_bytes() const noexcept {
     return free_by_size_.empty() ? 0 : free_by_size_.rbegin()->first * kBlockBytes;
 }

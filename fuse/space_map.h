@@ -41,6 +41,7 @@ public:
     std::uint64_t used_bytes() const noexcept { return used_bytes_; }
     std::uint64_t free_bytes() const noexcept { return free_blocks_ * kBlockBytes; }  ///< Below end_bytes().
     std::uint64_t largest_free_bytes() const noexcept;
+    std::vector<Range> free_runs() const;
     bool is_sound() const noexcept { return is_sound_; }
 
 private:

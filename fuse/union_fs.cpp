@@ -102,6 +102,8 @@ Result<void> UnionFs::Impl::perform(const change::Change& change) {
 
 Result<void> UnionFs::Impl::reserve(const change::Change& change, std::uint64_t data_bytes) {
     if (const auto reserved = changes.reserve(change); !reserved) return reserved;
+    const bool frees = std::holds_alternative<change::Remove>(change) || std::holds_alternative<change::Resize>(change);
+    if (frees) return keeper->reserve_to_free(record_bytes(change));
     return keeper->reserve(record_bytes(change), data_bytes);
 }
 

@@ -47,6 +47,13 @@ TEST_CASE("on a full file system a write fails, what was there stays, and the mo
         KeptMount reader(folder, view, {.boot = 2, .is_read_only = true});
         CHECK((test::text_of(reader.state()) == text));
     }
+    REQUIRE(mount.remove(kRootNode, "file"));  // Half of the disk is free again.
+    const NodeId next = mount.make(kRootNode, "next", S_IFREG | 0644).value();
+    CHECK(mount.write(next, 0, std::string(2 << 20, 'y')));
+    CHECK(mount.keeper().sync());
+    text = test::text_of(mount.state());
+    KeptMount reader(folder, view, {.boot = 2, .is_read_only = true});
+    CHECK((test::text_of(reader.state()) == text));
 }
 
 TEST_CASE("after a real power cut a mount is a prefix with all that was synced", "[log_keeper][disk][crash]") {

@@ -27,7 +27,9 @@ store::TreeDigest KeptMount::tree() {
 }
 
 Result<void> KeptMount::change(const change::Change& change, std::uint64_t data_bytes) {
-    if (const auto reserved = state_->keeper().reserve(66'000, data_bytes); !reserved) return reserved;
+    const bool frees = std::holds_alternative<change::Remove>(change);
+    const auto room = frees ? state_->keeper().reserve_to_free(400) : state_->keeper().reserve(66'000, data_bytes);
+    if (!room) return room;
     if (const auto reserved = state_->changes().reserve(change); !reserved) return reserved;
     if (const auto applied = state_->changes().apply(change); !applied) return applied;
     append(change);
