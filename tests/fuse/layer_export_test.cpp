@@ -186,7 +186,8 @@ TEST_CASE("a truncated file of the image ends where it was cut, and grows with z
     Fixture f;
     REQUIRE(f.mount.change(change::Resize{.node = kPasswd, .size_bytes = 4}));
     REQUIRE(f.mount.change(change::Resize{.node = kPasswd, .size_bytes = 6}));
-    CHECK(f.layer() == "etc/\netc/passwd=root[0+4][6+0]\n");
+    const std::string grown("root\0\0", 6);  // A hole this small is written as zeros: tar's map counts in blocks.
+    CHECK(f.layer() == "etc/\netc/passwd=" + grown + "[0+6]\n");
 }
 
 TEST_CASE("a name that means a deletion in a layer is an error that names it", "[export][bad]") {
