@@ -44,16 +44,22 @@ Result<void> ChangeSet::reserve(const change::Change& change) {
     const Records& records = *records_;
     const std::uint64_t table_bytes =
         records.inodes().growth_bytes() + records.names().growth_bytes() + records.lookups().growth_bytes();
-    return records.arena().reserve(kReservedBytes + table_bytes,
-                                   kReservedBytes + touched_extents(records, change) * kLogBytesPerExtent);
+    const auto reserved = records.arena().reserve(
+        kReservedBytes + table_bytes, kReservedBytes + touched_extents(records, change) * kLogBytesPerExtent);
+    // What makes room must be possible in the last of it: there apply() itself says whether there was enough.
+    const auto* const resize = std::get_if<change::Resize>(&change);
+    if (!reserved && (std::holds_alternative<change::Remove>(change) || (resize && resize->size_bytes == 0))) return {};
+    return reserved;
 }
 
 Result<void> ChangeSet::apply(const change::Change& change) {
     records_->freed().clear();
-    {
+    try {
         Arena::Transaction transaction(records_->arena());
         if (const auto applied = std::visit(ChangeApplier(*records_), change); !applied) return applied;
         transaction.commit();
+    } catch (const store::Error& error) {  // The arena is full: an answer, for the transaction has undone itself.
+        return std::unexpected(errno_for(error.code()));
     }
     if (records_->on_freed)
         for (const FreedExtent& freed : records_->freed())
@@ -76,9 +82,10 @@ void ChangeSet::drop_unnamed() {
 
 void ChangeSet::drop(NodeId node) {
     constexpr std::uint64_t kLogBytesPerItem = 256;
+    constexpr std::uint64_t kDropBytes = std::uint64_t{32} << 10;
     const InodeRecord* const dropped = records_->inode(node);
     if (!dropped) return;
-    const std::uint64_t log_bytes = kReservedBytes + dropped->tree.item_count * kLogBytesPerItem;
+    const std::uint64_t log_bytes = kDropBytes + dropped->tree.item_count * kLogBytesPerItem;
     if (!records_->arena().reserve(0, log_bytes)) return;
     records_->freed().clear();
     {

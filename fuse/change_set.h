@@ -29,7 +29,8 @@ public:
     ~ChangeSet();
     void on_freed(Freed freed);
 
-    /// Room in the arena for one change of this size, so that apply() cannot fail for lack of memory. ENOSPC.
+    /// Room in the arena for one change of this size, so that apply() cannot fail for lack of memory. ENOSPC. Removing
+    /// and emptying are let through without: apply() then answers ENOSPC, unchanged, if what is free does not do.
     Result<void> reserve(const change::Change& change);
     /// Applies a change. A live operation has checked that it is allowed; replay gets what the log says, so every rule
     /// that keeps the set sound (names exist, types match, no loop) is checked and answered with EINVAL, unchanged.

@@ -56,14 +56,15 @@ Result<std::size_t> UnionFs::Impl::write_some(change::Write write, std::span<con
     const auto part = data.first(target.size_bytes);
     write.size_bytes = part.size();
     write.extent_offset_bytes = target.extent_offset_bytes;
-    if (const auto reserved = reserve(write, part.size()); !reserved) return std::unexpected(reserved.error());
     bool is_in_place = false;
-    if (target.is_overwrite) {
+    if (target.is_overwrite) {  // A full disk is no reason against it.
+        if (const auto reserved = reserve(write, 0); !reserved) return std::unexpected(reserved.error());
         const auto over = keeper->overwrite(target.extent_offset_bytes, part);
         is_in_place = over.has_value();
         if (!over && over.error() != Errno{EAGAIN}) return std::unexpected(over.error());
     }
     if (!is_in_place) {
+        if (const auto reserved = reserve(write, part.size()); !reserved) return std::unexpected(reserved.error());
         const auto place = keeper->place(part, target.is_overwrite ? 0 : target.extent_offset_bytes);
         if (!place) return std::unexpected(place.error());
         write.extent_offset_bytes = *place;

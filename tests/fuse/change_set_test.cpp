@@ -13,6 +13,7 @@
 
 #include <random>
 #include <set>
+#include <utility>
 
 using namespace lamina;
 using namespace lamina::unionfs;
@@ -420,6 +421,38 @@ TEST_CASE("an error of the view is the answer, and nothing has changed", "[fuse]
     at.view.fail_lookups(false);
     CHECK(test::dump(at.changes) == before);
     CHECK(at.apply(change::Remove{.parent = kEtc, .name = "motd"}) == 0);
+}
+
+TEST_CASE("with an arena that cannot grow changes end in ENOSPC, and removing makes room again", "[fuse][changes]") {
+    const test::FakeView view;
+    const auto arena = *Arena::create(store::UniqueFd(::memfd_create("full", MFD_CLOEXEC | MFD_ALLOW_SEALING)));
+    ChangeSet changes(*arena, view);
+    REQUIRE(::fcntl(arena->fd(), F_ADD_SEALS, F_SEAL_GROW) == 0);
+    std::vector<NodeId> made;
+    const auto fill = [&] {
+        for (;;) {
+            const std::string name = "file" + std::to_string(changes.next_node());
+            const NodeId node = changes.next_node();
+            const auto applied =
+                changes.apply(change::Make{.parent = kRootNode, .name = name, .node = node, .mode = S_IFREG});
+            if (!applied) return static_cast<int>(applied.error());
+            made.push_back(node);
+        }
+    };
+    CHECK(fill() == ENOSPC);
+    CHECK(!changes.reserve(change::Make{}));
+    CHECK(made.size() > 100);
+    CHECK(test::Soundness(changes).problems().empty());
+    for (const NodeId node : std::exchange(made, {})) {
+        const std::string name = "file" + std::to_string(node);
+        const change::Remove remove{.parent = kRootNode, .name = name};
+        REQUIRE(changes.reserve(remove));
+        REQUIRE(changes.apply(remove));
+        changes.drop(node);
+    }
+    CHECK(changes.counts().nodes == 1);
+    CHECK(fill() == ENOSPC);
+    CHECK(made.size() > 100);
 }
 
 TEST_CASE("records of files that come and go take no memory in the end", "[fuse][changes]") {
