@@ -2,6 +2,7 @@
 
 #include "store/error.h"
 #include "store/file.h"
+#include "store/file_ops.h"
 #include "store/read_view.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"
@@ -10,7 +11,9 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
 #include <thread>
+#include <utility>
 
 using namespace lamina;
 using Catch::Matchers::ContainsSubstring;
@@ -28,6 +31,30 @@ void import_both(Store& store, const std::string& layouts) {
     test::import_from(store, test::write_layout(layouts + "/old", {{"old:1", {kOld}}}));
     test::import_from(store, test::write_layout(layouts + "/kept", {{"kept:1", {kKept}}}));
 }
+
+/// While it lives, runs `action` once, before the first step on a path that contains `part`, in the thread that does
+/// it.
+class RunBefore : public store::FaultHook {
+public:
+    struct When {
+        std::string step;
+        std::string part;
+    };
+    RunBefore(When when, std::function<void()> action) : when_(std::move(when)), action_(std::move(action)) {
+        store::g_fault_hook = this;
+    }
+    ~RunBefore() override { store::g_fault_hook = nullptr; }
+    void before(std::string_view step, std::string_view path) override {
+        if (step != when_.step || path.find(when_.part) == std::string_view::npos) return;
+        if (!has_run_.exchange(true)) action_();
+    }
+    bool has_run() const { return has_run_; }
+
+private:
+    const When when_;
+    const std::function<void()> action_;
+    std::atomic<bool> has_run_{false};
+};
 
 }  // namespace
 
@@ -148,6 +175,60 @@ TEST_CASE("gc can be stopped before it decides", "[store][gc]") {
     CHECK_THAT(test::error_of([&] { opened->gc(false, stopper.get_token()); }), ContainsSubstring("cancelled: "));
     CHECK(test::problems_of(*opened) == "");
     CHECK(opened->gc(false, {}).layers_removed == 1);
+}
+
+TEST_CASE("gc in the middle of an import takes nothing that the import has found, and what it takes is stored again",
+          "[store][gc][threads]") {
+    const test::TempDir folder;
+    const auto opened = Store::open(folder / "s");
+    const test::Files common{{"common", test::some_text(80'000, 31)}};
+    const test::Files same_bytes{{"elsewhere", common.at("common")}, {"own", test::some_text(50'000, 32)}};
+    const test::Files other{{"other", test::some_text(50'000, 33)}};
+    test::import_from(*opened, test::write_layout(folder / "old", {{"old:1", {common}}}));
+    RunBefore::When when;
+    std::vector<test::Files> layers;
+    bool is_kept = true;
+    SECTION("a chunk that was found") {
+        layers = {same_bytes};
+        when = {"rename", "/packs/pack-"};
+    }
+    SECTION("a layer that was found") {
+        layers = {common, other};
+        when = {"rename", "/packs/pack-"};
+    }
+    SECTION("before anything was looked for") {
+        layers = {common, same_bytes};
+        when = {"mkdir", "/staging/job-"};
+        is_kept = false;
+    }
+    SECTION("a pack that no row names yet") {
+        layers = {same_bytes};
+        when = {"fsync", "/s/packs"};
+    }
+    SECTION("a recipe that no row names yet") {
+        layers = {other, same_bytes};
+        when = {"fsync", "/s/layers"};
+        is_kept = false;  // The first layer's recipe: of the second, nothing was looked for yet.
+    }
+    SECTION("a tree that no row names yet") {
+        layers = {common, same_bytes};
+        when = {"fsync", "/s/trees"};
+    }
+    const std::string source = test::write_layout(folder / "new", {{"new:1", layers}});
+    {
+        const RunBefore middle(when, [&] {
+            opened->remove_image("old:1", false);
+            opened->gc(false, {});
+        });
+        test::import_from(*opened, source);
+        CHECK(middle.has_run());
+    }
+    CHECK(store::exists(folder / "s/packs/pack-0000000001.lpk") == is_kept);
+    CHECK(test::problems_of(*opened) == "");
+    for (const test::Files& files : layers) CHECK(test::has_files(*opened, "new:1", files));
+    opened->gc(false, {});
+    CHECK(test::problems_of(*opened) == "");
+    for (const test::Files& files : layers) CHECK(test::has_files(*opened, "new:1", files));
 }
 
 TEST_CASE("imports that go on while gc runs lose nothing", "[store][gc][threads]") {

@@ -2,6 +2,7 @@
 
 #include "store/error.h"
 #include "store/file.h"
+#include "store/file_ops.h"
 #include "store/image_config.h"
 #include "store/json.h"
 #include "support/catch.h"
@@ -135,6 +136,31 @@ TEST_CASE("a layer that was finished before a failure is used again by the next 
     flip_byte(layout.blob_file(layout.layers[0]), 1000);
     test::import_from(*opened, "oci:" + layout.folder());
     CHECK(test::has_files(*opened, "x:1", kTop));
+    CHECK(test::problems_of(*opened) == "");
+}
+
+TEST_CASE("a layer whose chunks cannot be made findable is taken back", "[store][import]") {
+    class FailOnChunkIndex : public store::FaultHook {
+    public:
+        FailOnChunkIndex() { store::g_fault_hook = this; }
+        ~FailOnChunkIndex() override { store::g_fault_hook = nullptr; }
+        void before(std::string_view step, std::string_view path) override {
+            if (step != "write" || path.find("/packs/chunks") == std::string_view::npos) return;
+            throw store::Error(store::Errc::no_space, std::string(path));
+        }
+    };
+    const test::TempDir folder;
+    const auto opened = Store::open(folder / "s");
+    const std::string source = test::write_layout(folder / "layout", {{"x:1", {kBase}}});
+    {
+        const FailOnChunkIndex fault;
+        CHECK_THAT(test::error_of([&] { test::import_from(*opened, source); }), ContainsSubstring("no_space: "));
+    }
+    CHECK(is_empty(folder / "s"));
+    CHECK(!store::exists(folder / "s/packs/pack-0000000001.lpk"));
+    CHECK(test::problems_of(*opened) == "");
+    test::import_from(*opened, source);
+    CHECK(test::has_files(*opened, "x:1", kBase));
     CHECK(test::problems_of(*opened) == "");
 }
 
