@@ -119,20 +119,26 @@ api::Mount Mounts::describe(const std::string& id) const {
     return mount;
 }
 
-std::vector<api::Mount> Mounts::list() const {
+std::vector<api::Mount> Mounts::described() const {
     std::vector<api::Mount> mounts;
     for (const std::string& id : store::list_folder(store_.root() + "/mounts")) {
         try {
             mounts.push_back(describe(id));
         } catch (const Error& error) {  // One damaged folder must not hide the others.
             log::warning("mount " + id + ": " + error.what());
-            continue;
         }
-        if (!mounts.back().running) continue;
+    }
+    return mounts;
+}
+
+std::vector<api::Mount> Mounts::list() const {
+    std::vector<api::Mount> mounts = described();
+    for (api::Mount& mount : mounts) {
+        if (!mount.running) continue;
         try {
-            mounts.back().server = ask_server(mounts.back().folder, "stats", kStatsLimit);
-        } catch (const Error& error) {
-            log::warning("mount " + mounts.back().name + ": " + error.what());
+            mount.server = ask_server(mount.folder, "stats", kStatsLimit);
+        } catch (const Error& error) {  // It may have ended since.
+            log::warning("mount " + mount.name + ": " + error.what());
         }
     }
     return mounts;
@@ -140,16 +146,10 @@ std::vector<api::Mount> Mounts::list() const {
 
 api::Mount Mounts::find(const std::string& reference) const {
     std::optional<api::Mount> kept;
-    for (const std::string& id : store::list_folder(store_.root() + "/mounts")) {
-        std::optional<api::Mount> mount;
-        try {
-            mount = describe(id);
-        } catch (const Error&) {  // As in list().
-            continue;
-        }
-        if (mount->id == reference || mount->name == reference) return *mount;
+    for (const api::Mount& mount : described()) {
+        if (mount.id == reference || mount.name == reference) return mount;
         // A folder may have been the mount point of several, one after the other: the one that runs is meant.
-        if (mount->mountpoint == reference && (mount->running || !kept)) kept = *mount;
+        if (mount.mountpoint == reference && (mount.running || !kept)) kept = mount;
     }
     if (kept) return *kept;
     throw Error(Errc::not_found, "no mount \"" + reference + "\"; lamina mounts lists them");
@@ -178,7 +178,7 @@ api::Mount Mounts::create(const api::MountRequest& request) {
     const Claim claim(starting_, request.name.empty() ? std::vector<std::string>{request.mountpoint}
                                                       : std::vector<std::string>{request.mountpoint, request.name});
     std::optional<api::Mount> existing;
-    for (const api::Mount& mount : list()) {
+    for (const api::Mount& mount : described()) {
         if (mount.running && mount.mountpoint == request.mountpoint) {
             throw Error(Errc::busy, request.mountpoint + ": mount " + mount.name + " is mounted there");
         }
@@ -257,7 +257,7 @@ store::ImageSummary Mounts::commit(const api::CommitRequest& request, const stor
 
 void Mounts::prune() {
     const std::time_t now = std::time(nullptr);
-    for (const api::Mount& mount : list()) {
+    for (const api::Mount& mount : described()) {
         struct stat st {};
         const bool is_known = ::stat((mount.folder + "/base").c_str(), &st) == 0;
         const bool is_kept = mount.running || !mount.read_only || keeps_changes(mount.folder);

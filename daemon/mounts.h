@@ -19,7 +19,7 @@ public:
     Mounts(store::Store& store, std::string mount_program);
 
     api::Mount create(const api::MountRequest& request);
-    std::vector<api::Mount> list() const;
+    std::vector<api::Mount> list() const;  ///< With what the running servers say of themselves.
     /// By name, id or mount point. not_found.
     api::Mount find(const std::string& reference) const;
     /// Ends the mount's server, which unmounts and syncs; its changes stay unless `is_discarded` or it was read-only.
@@ -35,6 +35,7 @@ public:
 private:
     std::string folder(const std::string& id) const;
     api::Mount describe(const std::string& id) const;
+    std::vector<api::Mount> described() const;
     std::string take_new(const api::MountRequest& request);
     api::Mount mount_again(const api::Mount& existing, const api::MountRequest& request);
     void start(const api::Mount& mount) const;
