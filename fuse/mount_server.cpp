@@ -193,9 +193,10 @@ MountServer::MountServer(const ServerOptions& options, const std::function<void(
                 .workers = &workers_,
                 .log = &log_,
                 .transport = transport_.get(),
+                .owners = {.uid = ::geteuid(), .gid = ::getegid()},
                 .has_no_xattrs = is_read_only_ && !view_->has_xattrs() && state_->changes().counts().nodes == 0};
     transport_->on_serving(on_ready);
-    readers_ = std::make_unique<ReadingThreads>(*transport_, options.may_be_quiet);
+    readers_ = std::make_unique<ReadingThreads>(*transport_, options.quiet_reader);
     control_ =
         std::make_unique<ControlSocket>(mount_folder_, [this] { return std::make_unique<ServerSession>(*this); });
 }

@@ -12,7 +12,7 @@ timespec to_timespec(const Timestamp& time) {
 // A reply that finds its caller gone (interrupted) gave the kernel no entry: the look-up that it counted is taken back.
 void send_entry(fuse_req_t request, const Entry& entry) {
     MountContext& context = context_of(request);  // The request is gone with its reply.
-    const fuse_entry_param param = to_entry_param(entry);
+    const fuse_entry_param param = to_entry_param(context, entry);
     if (::fuse_reply_entry(request, &param) == -ENOENT) forget(context, entry.attributes.node, 1);
 }
 
@@ -25,13 +25,13 @@ void forget(MountContext& context, NodeId node, std::uint64_t count) noexcept {
     }));
 }
 
-struct stat to_stat(const Attributes& attributes) {
+struct stat to_stat(const MountContext& context, const Attributes& attributes) {
     struct stat result {};
     result.st_ino = attributes.node;
     result.st_mode = attributes.mode;
     result.st_nlink = attributes.nlink;
-    result.st_uid = attributes.uid;
-    result.st_gid = attributes.gid;
+    result.st_uid = context.owners.shown_uid(attributes.uid);
+    result.st_gid = context.owners.shown_gid(attributes.gid);
     result.st_rdev = attributes.device;
     result.st_size = static_cast<off_t>(attributes.size_bytes);
     result.st_blksize = kBlockBytes;
@@ -42,10 +42,10 @@ struct stat to_stat(const Attributes& attributes) {
     return result;
 }
 
-fuse_entry_param to_entry_param(const Entry& entry) {
+fuse_entry_param to_entry_param(const MountContext& context, const Entry& entry) {
     fuse_entry_param param{};
     param.ino = entry.attributes.node;
-    param.attr = to_stat(entry.attributes);
+    param.attr = to_stat(context, entry.attributes);
     param.attr_timeout = kForeverSeconds;
     param.entry_timeout = kForeverSeconds;
     return param;
@@ -66,7 +66,7 @@ void send(fuse_req_t request, const std::optional<Entry>& entry) {
 }
 
 void send(fuse_req_t request, const Attributes& attributes) {
-    const struct stat result = to_stat(attributes);
+    const struct stat result = to_stat(context_of(request), attributes);
     ::fuse_reply_attr(request, &result, kForeverSeconds);
 }
 

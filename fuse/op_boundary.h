@@ -33,8 +33,8 @@ inline UnionFs& union_of(fuse_req_t request) {
     return *context_of(request).fs;
 }
 
-struct stat to_stat(const Attributes& attributes);
-fuse_entry_param to_entry_param(const Entry& entry);
+struct stat to_stat(const MountContext& context, const Attributes& attributes);
+fuse_entry_param to_entry_param(const MountContext& context, const Entry& entry);
 
 // What an operation may answer, beside the values of union_fs.h.
 struct WrittenBytes {

@@ -19,7 +19,8 @@ constexpr std::size_t kCopyLimitBytes = 16 << 20;
 
 Caller caller_of(fuse_req_t request) {
     const fuse_ctx* const context = ::fuse_req_ctx(request);
-    return {.uid = context->uid, .gid = context->gid, .umask = context->umask};
+    const OwnerMap& owners = context_of(request).owners;
+    return {.uid = owners.kept_uid(context->uid), .gid = owners.kept_gid(context->gid), .umask = context->umask};
 }
 
 Timestamp now() {
@@ -49,11 +50,11 @@ bool write_kills_privileges() {
     return (body.write_flags & kernel::kWriteKillPrivileges) != 0;
 }
 
-AttributeChange to_change(const struct stat& attributes, int valid) {
+AttributeChange to_change(const OwnerMap& owners, const struct stat& attributes, int valid) {
     AttributeChange change;
     if ((valid & FUSE_SET_ATTR_MODE) != 0) change.mode = attributes.st_mode & 07777;
-    if ((valid & FUSE_SET_ATTR_UID) != 0) change.uid = attributes.st_uid;
-    if ((valid & FUSE_SET_ATTR_GID) != 0) change.gid = attributes.st_gid;
+    if ((valid & FUSE_SET_ATTR_UID) != 0) change.uid = owners.kept_uid(attributes.st_uid);
+    if ((valid & FUSE_SET_ATTR_GID) != 0) change.gid = owners.kept_gid(attributes.st_gid);
     if ((valid & FUSE_SET_ATTR_SIZE) != 0) change.size_bytes = static_cast<std::uint64_t>(attributes.st_size);
     if ((valid & FUSE_SET_ATTR_ATIME) != 0) change.atime = to_timestamp(attributes.st_atim);
     if ((valid & FUSE_SET_ATTR_MTIME) != 0) change.mtime = to_timestamp(attributes.st_mtim);
@@ -65,7 +66,7 @@ AttributeChange to_change(const struct stat& attributes, int valid) {
 
 void op_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attributes, int valid, fuse_file_info*) {
     answer(request, [&] {
-        AttributeChange change = to_change(*attributes, valid);
+        AttributeChange change = to_change(context_of(request).owners, *attributes, valid);
         change.clears_privileges = setattr_kills_privileges();
         return union_of(request).set_attributes(node, change);
     });

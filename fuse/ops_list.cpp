@@ -79,10 +79,10 @@ Result<std::vector<Listed>> list_names(UnionFs& fs, fuse_ino_t directory, std::u
     return names;
 }
 
-fuse_entry_param plus_entry(UnionFs& fs, fuse_ino_t directory, const Listed& name) {
+fuse_entry_param plus_entry(MountContext& context, fuse_ino_t directory, const Listed& name) {
     if (!is_dot(name.name)) {
-        const auto found = fs.lookup(directory, name.name);
-        if (found && *found) return to_entry_param(**found);
+        const auto found = context.fs->lookup(directory, name.name);
+        if (found && *found) return to_entry_param(context, **found);
     }
     fuse_entry_param without{};  // ino 0: the kernel takes the name only.
     without.attr.st_ino = name.node;
@@ -99,7 +99,7 @@ Result<std::string> list_plus(fuse_req_t request, fuse_ino_t directory, std::uin
     packed.resize(room);
     std::size_t used = 0;
     for (const auto& name : *names) {
-        const fuse_entry_param entry = plus_entry(fs, directory, name);
+        const fuse_entry_param entry = plus_entry(context_of(request), directory, name);
         used += ::fuse_add_direntry_plus(request, packed.data() + used, room - used, name.name.c_str(), &entry,
                                          static_cast<off_t>(name.next_cookie));
     }

@@ -44,7 +44,7 @@ std::span<const std::byte> bytes_of(const T& value) {
     return std::as_bytes(std::span(&value, 1));
 }
 
-fuse_attr to_kernel(const Attributes& attributes) {
+fuse_attr to_kernel(const OwnerMap& owners, const Attributes& attributes) {
     fuse_attr result{};
     result.ino = attributes.node;
     result.size = attributes.size_bytes;
@@ -57,8 +57,8 @@ fuse_attr to_kernel(const Attributes& attributes) {
     result.ctimensec = attributes.ctime.nanoseconds;
     result.mode = attributes.mode;
     result.nlink = attributes.nlink;
-    result.uid = attributes.uid;
-    result.gid = attributes.gid;
+    result.uid = owners.shown_uid(attributes.uid);
+    result.gid = owners.shown_gid(attributes.gid);
     result.rdev = static_cast<std::uint32_t>(attributes.device);
     result.blksize = kBlockBytes;
     return result;
@@ -68,15 +68,15 @@ StatxTime to_statx(const Timestamp& time) {
     return {.seconds = time.seconds, .nanoseconds = time.nanoseconds, .reserved = 0};
 }
 
-StatxOut to_statx(const Attributes& attributes) {
+StatxOut to_statx(const OwnerMap& owners, const Attributes& attributes) {
     StatxOut out{};
     out.attr_valid_s = kForever;
     auto& stat = out.stat;
     stat.mask = STATX_BASIC_STATS | STATX_BTIME;
     stat.block_bytes = kBlockBytes;
     stat.nlink = attributes.nlink;
-    stat.uid = attributes.uid;
-    stat.gid = attributes.gid;
+    stat.uid = owners.shown_uid(attributes.uid);
+    stat.gid = owners.shown_gid(attributes.gid);
     stat.mode = static_cast<std::uint16_t>(attributes.mode);
     stat.ino = attributes.node;
     stat.size_bytes = attributes.size_bytes;
@@ -99,14 +99,16 @@ void answer_statx(MountContext& context, const RawRequest& request) {
         context.transport->reply(request.header.unique, std::to_underlying(attributes.error()));
         return;
     }
-    context.transport->reply(request.header.unique, 0, bytes_of(to_statx(*attributes)));
+    context.transport->reply(request.header.unique, 0, bytes_of(to_statx(context.owners, *attributes)));
 }
 
 void answer_tmpfile(MountContext& context, const RawRequest& request) {
     const auto made = contain_request(context, request, [&]() -> Result<Entry> {
         const auto body = body_of<fuse_create_in>(request);
         if (!body) return fail(EINVAL);
-        const Caller caller{.uid = request.header.uid, .gid = request.header.gid, .umask = body->umask};
+        const Caller caller{.uid = context.owners.kept_uid(request.header.uid),
+                            .gid = context.owners.kept_gid(request.header.gid),
+                            .umask = body->umask};
         return context.fs->make_unnamed(request.header.nodeid, {.mode = S_IFREG | (body->mode & 07777)}, caller);
     });
     if (!made) {
@@ -120,7 +122,7 @@ void answer_tmpfile(MountContext& context, const RawRequest& request) {
     static_assert(sizeof(Reply) == sizeof(fuse_entry_out) + sizeof(fuse_open_out));
     reply.entry.nodeid = made->attributes.node;
     reply.entry.entry_valid = reply.entry.attr_valid = kForever;
-    reply.entry.attr = to_kernel(made->attributes);
+    reply.entry.attr = to_kernel(context.owners, made->attributes);
     reply.open.open_flags = FOPEN_KEEP_CACHE;
     context.transport->reply(request.header.unique, 0, bytes_of(reply));
 }
