@@ -38,6 +38,13 @@ bool is_harmless(std::string_view name) {
     return std::ranges::find(kNames, name) != kNames.end();
 }
 
+QuietReader reader_of(const std::string& text) {
+    if (text == "auto") return QuietReader::when_it_pays;
+    if (text == "plain") return QuietReader::never;
+    if (text == "eager") return QuietReader::eagerly;
+    refuse("-o reader: auto, plain or eager");
+}
+
 void apply_option(ServerOptions& options, const std::string& option) {
     const std::size_t equals = option.find('=');
     const std::string name = option.substr(0, equals);
@@ -53,10 +60,8 @@ void apply_option(ServerOptions& options, const std::string& option) {
         if (options.cache_bytes < kLeastCacheBytes || options.cache_bytes > kMostCacheBytes) {
             refuse("-o cache=" + *value + ": between 1M and 64G");
         }
-    } else if (name == "reader" && value && (*value == "auto" || *value == "plain")) {
-        options.may_be_quiet = *value == "auto";
     } else if (name == "reader") {
-        refuse("-o reader: auto or plain");
+        options.quiet_reader = reader_of(value.value_or(""));
     } else if (!is_harmless(name)) {
         options.warnings.push_back(fmt::format("option {} is not known and has no effect", name));
     }

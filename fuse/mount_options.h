@@ -1,5 +1,7 @@
 #pragma once
 
+#include "fuse/reading_threads.h"
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -12,15 +14,15 @@ struct ServerOptions {
     Action action = Action::serve;
     std::string mount_folder;  ///< --state: <store root>/mounts/<id>.
     std::string mountpoint;
-    bool stays_in_foreground = false;                     ///< -f, -d
-    bool is_debug = false;                                ///< -d
-    bool is_forced = false;                               ///< --force: stop also when files are open.
-    bool is_read_only = false;                            ///< -o ro; the mount's base may say so too.
-    bool allows_devices = false;                          ///< -o dev
-    bool allows_set_id = true;                            ///< -o nosuid takes it away; ordinary users never have it.
-    bool may_be_quiet = true;                             ///< -o reader=auto|plain
-    std::uint64_t cache_bytes = std::uint64_t{64} << 20;  ///< -o cache=64M
-    std::vector<std::string> warnings;                    ///< Unknown -o options, one line each.
+    bool stays_in_foreground = false;                      ///< -f, -d
+    bool is_debug = false;                                 ///< -d
+    bool is_forced = false;                                ///< --force: stop also when files are open.
+    bool is_read_only = false;                             ///< -o ro; the mount's base may say so too.
+    bool allows_devices = false;                           ///< -o dev
+    bool allows_set_id = true;                             ///< -o nosuid takes it away; ordinary users never have it.
+    QuietReader quiet_reader = QuietReader::when_it_pays;  ///< -o reader=auto|plain|eager
+    std::uint64_t cache_bytes = std::uint64_t{64} << 20;   ///< -o cache=64M
+    std::vector<std::string> warnings;                     ///< Unknown -o options, one line each.
 };
 
 /// Throws store::Error(malformed) with one line on a wrong command line. `arguments` is without the program's name.

@@ -151,7 +151,8 @@ unsigned running_from_loadavg(std::string_view loadavg) {
 
 class ReadingThreads::Impl {
 public:
-    Impl(Transport& transport, bool may_be_quiet) : transport_(transport), may_be_quiet_(may_be_quiet) {}
+    Impl(Transport& transport, QuietReader quiet)
+        : transport_(transport), is_eager_(quiet == QuietReader::eagerly), may_be_quiet_(quiet != QuietReader::never) {}
 
     void start() {
         struct sigaction kick {};
@@ -238,6 +239,7 @@ private:
     void hold_off() { quiet_allowed_at_ = Clock::now() + kFirstHoldOff; }
 
     Transport& transport_;
+    const bool is_eager_;
     std::atomic<bool> may_be_quiet_;
     cpu_set_t all_cpus_{};
     std::atomic<int> turn_{kPlain};
@@ -321,11 +323,11 @@ void ReadingThreads::Impl::run_quiet() {
         if (received == Transport::Received::interrupted) continue;
         const std::uint32_t process = inbox.header().pid;
         if (turn_ == kQuiet) {
-            if (watch.saw(process) == ClientWatch::Verdict::several) {
+            if (watch.saw(process) == ClientWatch::Verdict::several && !is_eager_) {
                 leave_quiet_turn(to_plain_clients_);
             } else if (--until_load_ == 0) {
                 until_load_ = kLookUpLoadEvery;
-                if (quiet_load_.is_busy()) leave_quiet_turn(to_plain_busy_);
+                if (!is_eager_ && quiet_load_.is_busy()) leave_quiet_turn(to_plain_busy_);
             }
             if (process != 0 && turn_ == kQuiet) follow(process);
         }
@@ -378,8 +380,9 @@ void ReadingThreads::Impl::consider_quiet(std::uint32_t process) {
     const auto now = Clock::now();
     const bool is_burst = now - window_began_ < kBurstWindow;
     window_began_ = now;
-    if (verdict == ClientWatch::Verdict::several || !is_burst || now < quiet_allowed_at_.load()) return;
-    if (plain_load_.is_busy()) {
+    const bool may_now = verdict == ClientWatch::Verdict::one && is_burst && now >= quiet_allowed_at_.load();
+    if (!may_now && !is_eager_) return;
+    if (!is_eager_ && plain_load_.is_busy()) {
         hold_off();
         return;
     }
@@ -406,8 +409,8 @@ void ReadingThreads::Impl::run_plain() {
     end();
 }
 
-ReadingThreads::ReadingThreads(Transport& transport, bool may_be_quiet)
-    : impl_(std::make_unique<Impl>(transport, may_be_quiet)) {}
+ReadingThreads::ReadingThreads(Transport& transport, QuietReader quiet)
+    : impl_(std::make_unique<Impl>(transport, quiet)) {}
 ReadingThreads::~ReadingThreads() = default;
 void ReadingThreads::start() {
     impl_->start();

@@ -33,6 +33,13 @@ int cpu_from_stat(std::string_view stat_line);
 /// The tasks that run or want to, from the text of /proc/loadavg ("0.1 0.2 0.3 RUNNING/ALL LAST"); 0 when unreadable.
 unsigned running_from_loadavg(std::string_view loadavg);
 
+/// When the quiet thread reads.
+enum class QuietReader {
+    never,
+    when_it_pays,
+    eagerly,  ///< At every chance, whoever else wants the cores: for tests of the switching.
+};
+
 /// The threads that take requests from the transport: two, of which one reads and the other is parked.
 ///
 /// The plain one has normal policy and is there from the start; it alone meets every promise. When one client sends
@@ -52,7 +59,7 @@ public:
         std::uint64_t to_plain_late = 0;     ///< A request waited for 2 ms.
         std::uint64_t moves = 0;             ///< To another CPU, behind the client.
     };
-    ReadingThreads(Transport& transport, bool may_be_quiet);
+    ReadingThreads(Transport& transport, QuietReader quiet);
     ~ReadingThreads();
     ReadingThreads(const ReadingThreads&) = delete;
     ReadingThreads& operator=(const ReadingThreads&) = delete;

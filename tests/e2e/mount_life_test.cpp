@@ -136,19 +136,21 @@ TEST_CASE("SIGTERM under load ends the server, and what was synced stays", "[e2e
     RealMount mount(small_image());
     std::atomic<bool> is_over{false};
     std::atomic<int> written{0};
+    std::atomic<int> ended{0};
     std::vector<std::jthread> writers;
     for (int client = 0; client < 2; ++client) {
         writers.emplace_back([&, client] {
             for (int i = 0; !is_over; ++i) {
                 const std::string name = mount / ("w" + std::to_string(client) + "." + std::to_string(i));
                 const store::UniqueFd fd(::open(name.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0644));
-                if (!fd || ::write(fd.get(), "x", 1) != 1) return;
-                if (i == 50 && ::fsync(fd.get()) != 0) return;
+                if (!fd || ::write(fd.get(), "x", 1) != 1) break;
+                if (i == 50 && ::fsync(fd.get()) != 0) break;
                 ++written;
             }
+            ++ended;
         });
     }
-    while (written < 400) std::this_thread::yield();
+    while (written < 400 && ended == 0) std::this_thread::yield();
     REQUIRE(::kill(mount.server(), SIGTERM) == 0);
     mount.wait_until_gone();
     is_over = true;
@@ -158,6 +160,23 @@ TEST_CASE("SIGTERM under load ends the server, and what was synced stays", "[e2e
     CHECK(read_text(mount / "w0.50") == "x");
     CHECK(read_text(mount / "w1.50") == "x");
     CHECK(read_text(mount / "w0.10") == "x");
+}
+
+TEST_CASE("what is root's in the image is the user's in a mount of his own", "[e2e]") {
+    if (!test::can_mount()) return;
+    RealMount mount(test::TarBuilder().file("roots", "").file("others", "", {.uid = 4321, .gid = 4322}).tar());
+    write_text(mount / "mine", "x");
+    for (const char* const name : {"roots", "mine"}) {
+        struct stat attributes {};
+        REQUIRE(::lstat((mount / name).c_str(), &attributes) == 0);
+        CHECK(attributes.st_uid == ::geteuid());
+        CHECK(attributes.st_gid == ::getegid());
+    }
+    struct stat others {};
+    REQUIRE(::lstat((mount / "others").c_str(), &others) == 0);
+    CHECK(others.st_uid == 4321);
+    CHECK(others.st_gid == 4322);
+    CHECK(::chown((mount / "roots").c_str(), ::geteuid(), ::getegid()) == 0);
 }
 
 TEST_CASE("two clients at once see each its own and the other's files whole", "[e2e]") {
@@ -181,6 +200,63 @@ TEST_CASE("two clients at once see each its own and the other's files whole", "[
     for (int i = 0; i < kFiles; ++i) {
         const std::string name = mount / ("1." + std::to_string(i));
         CHECK(read_text(i % 3 == 0 ? name + "r" : name) == name);
+    }
+}
+
+TEST_CASE("no request is lost while the reading threads take turns", "[e2e]") {
+    if (!test::can_mount()) return;
+    const std::string reader = GENERATE("auto", "plain", "eager");
+    CAPTURE(reader);
+    RealMount mount(small_image(), {.arguments = {"-o", "reader=" + reader}});
+    std::atomic<int> failures{0};
+    const auto work = [&](int client, int files) {
+        for (int i = 0; i < files; ++i) {
+            const std::string name = mount / (std::to_string(client) + "-" + std::to_string(i));
+            std::ofstream(name) << name;
+            if (read_text(name) != name) ++failures;
+            if (i % 2 == 0 && ::unlink(name.c_str()) != 0) ++failures;
+        }
+    };
+    work(0, 1500);  // Alone, so that a burst is seen.
+    {
+        std::jthread one([&] { work(1, 500); });
+        std::jthread two([&] { work(2, 500); });
+    }
+    work(3, 500);
+    CHECK(failures == 0);
+    const std::string stats = mount.stats();
+    INFO(stats);
+    const bool was_quiet = stats.find("\"to_quiet\":0,") == std::string::npos;
+    if (reader == "plain") CHECK_FALSE(was_quiet);
+    if (reader == "eager" && stats.find("\"may_be_quiet\":true") != std::string::npos) CHECK(was_quiet);
+}
+
+TEST_CASE("a server that dies at any step of its work on the disk leaves a mount that starts", "[e2e][crash]") {
+    if (!test::can_mount()) return;
+    RealMount mount(small_image());
+    write_text(mount / "first", "synced", true);
+    mount.unmount();
+    for (int step = 1; step <= 40; step += 3) {
+        CAPTURE(step);
+        ::setenv("LAMINA_KILL_AT", std::to_string(step).c_str(), 1);
+        const auto ran = mount.try_start();
+        ::unsetenv("LAMINA_KILL_AT");
+        bool is_synced = false;
+        if (ran.exit_code == 0) {  // Else it died before it served.
+            const store::UniqueFd fd(::open((mount / "second").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644));
+            const std::string text = "step " + std::to_string(step);
+            if (fd && ::pwrite(fd.get(), text.data(), text.size(), 0) == static_cast<ssize_t>(text.size())) {
+                is_synced = ::ftruncate(fd.get(), static_cast<off_t>(text.size())) == 0 && ::fsync(fd.get()) == 0;
+            }
+            ::mkdir((mount / "folder").c_str(), 0755);
+            ::rmdir((mount / "folder").c_str());
+        }
+        mount.lamina_fuse({"--stop", "--force"});
+        mount.wait_until_gone();
+        mount.start();
+        CHECK(read_text(mount / "first") == "synced");
+        if (is_synced) CHECK(read_text(mount / "second") == "step " + std::to_string(step));
+        mount.unmount();
     }
 }
 

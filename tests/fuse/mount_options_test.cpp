@@ -25,7 +25,7 @@ TEST_CASE("a mount's command line is its folder, options and a mount point", "[m
     CHECK(options.allows_devices);
     CHECK_FALSE(options.allows_set_id);
     CHECK(options.cache_bytes == 8 << 20);
-    CHECK_FALSE(options.may_be_quiet);
+    CHECK(options.quiet_reader == QuietReader::never);
     CHECK(options.stays_in_foreground);
     CHECK_FALSE(options.is_debug);
     CHECK(options.warnings.empty());
@@ -62,7 +62,7 @@ TEST_CASE("a wrong command line is refused with what is wrong", "[mount_options]
         {{"--state", "/s", "/mnt", "-o", "cache=x"}, "not a size"},
         {{"--state", "/s", "/mnt", "-o", "cache=1"}, "between"},
         {{"--state", "/s", "/mnt", "-o", "cache=99999999999999999999"}, "not a size"},
-        {{"--state", "/s", "/mnt", "-o", "reader=loud"}, "auto or plain"},
+        {{"--state", "/s", "/mnt", "-o", "reader=loud"}, "auto, plain or eager"},
         {{"--state", "/s", "/mnt", "-x"}, "unknown option"},
         {{"--state", "/s", "/mnt", "--stop"}, "no mount point is wanted"},
         {{"--state", "/s", "--stop", "--stats"}, "more than one thing"},

@@ -65,19 +65,20 @@ Ran run_program(const std::vector<std::string>& words) {
 }
 
 bool can_mount() {
+    const bool is_root = ::geteuid() == 0;
     if (::access("/dev/fuse", R_OK | W_OK) != 0) {
         WARN("SKIPPED: /dev/fuse cannot be used here");
         return false;
     }
-    if (::geteuid() != 0 && run_program({"sh", "-c", "command -v fusermount3"}).exit_code != 0) {
+    const char* const has_set_id = "test -u \"$(command -v fusermount3)\"";
+    if (!is_root && run_program({"sh", "-c", has_set_id}).exit_code != 0) {
         WARN("SKIPPED: an ordinary user needs fusermount3 to mount");
         return false;
     }
     return true;
 }
 
-RealMount::RealMount(const std::string& layer_tar) : RealMount(layer_tar, Options()) {
-}
+RealMount::RealMount(const std::string& layer_tar) : RealMount(layer_tar, Options()) {}
 
 RealMount::RealMount(const std::string& layer_tar, const Options& options)
     : store_(temp_ / "store"), options_(options), mountpoint_(temp_ / "mnt") {
