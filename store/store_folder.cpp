@@ -37,10 +37,10 @@ bool is_unfinished_format(std::string_view name) {
     return name.starts_with("format.tmp");
 }
 
-/// What a crash at any step of making a store can have left.
+/// What a crash at any step of making a store can have left, or what a file system of its own begins with.
 bool looks_new(const std::string& root) {
     for (const std::string& name : list_folder(root)) {
-        if (name != "lock" && !is_unfinished_format(name)) return false;
+        if (name != "lock" && name != "lost+found" && !is_unfinished_format(name)) return false;
     }
     return true;
 }

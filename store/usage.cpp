@@ -32,7 +32,7 @@ void measure_files(const StoreCore& core, DiskUsage& usage) {
     usage.recipe_bytes = bytes_below(paths.layers());
     usage.tree_bytes = bytes_below(paths.trees());
     usage.mount_bytes = bytes_below(paths.mounts());
-    const std::set<std::string> counted{"packs", "layers", "trees", "mounts"};
+    const std::set<std::string> counted{"packs", "layers", "trees", "mounts", "lost+found"};
     for (const std::string& name : list_folder(paths.root)) {
         if (counted.contains(name)) continue;
         const std::uint64_t bytes = bytes_below(paths.root + "/" + name);

@@ -61,6 +61,8 @@ TEST_CASE("a store of another version, other folders and unusable paths are refu
     test::write_text(folder / "s/format", "something");
     CHECK_THAT(test::error_of([&] { Store::open(folder / "s"); }), ContainsSubstring("malformed: "));
 
+    store::make_folders(folder / "disk/lost+found");
+    CHECK(Store::open(folder / "disk")->images().empty());
     test::write_text(folder / "home/letter", "dear");
     CHECK_THAT(test::error_of([&] { Store::open(folder / "home"); }), ContainsSubstring("something else"));
     CHECK(store::list_folder(folder / "home") == std::vector<std::string>{"letter"});
