@@ -5,8 +5,10 @@
 
 #include <fcntl.h>
 
+#include <functional>
 #include <map>
 #include <random>
+#include <set>
 #include <string>
 
 using namespace lamina;

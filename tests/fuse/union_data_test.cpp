@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 
+#include <set>
 #include <string>
 
 using namespace lamina;

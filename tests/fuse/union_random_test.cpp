@@ -10,6 +10,9 @@
 #include <fcntl.h>
 #include <sys/xattr.h>
 
+#include <cstdlib>
+#include <map>
+#include <memory>
 #include <random>
 
 using namespace lamina;

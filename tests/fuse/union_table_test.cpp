@@ -9,7 +9,10 @@
 #include <sys/xattr.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <functional>
+#include <map>
+#include <set>
 
 using namespace lamina;
 using namespace lamina::unionfs;

@@ -6,6 +6,7 @@
 #include "support/fake_keeper.h"
 #include "support/fake_view.h"
 
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
