@@ -1,5 +1,6 @@
 // The log of a mount, as bytes behind a good header (mode 0), or as payloads in good frames (mode 1), so that what
 // comes after the checksums is reached: decoding, applying, the bounds of extents, walking the state.
+// Needs clang 16 or newer: older ones cannot compile std::expected.
 #include "fuse/change_walk.h"
 #include "fuse/log_format.h"
 #include "fuse/mount_state.h"
