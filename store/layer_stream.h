@@ -10,9 +10,9 @@ namespace lamina::store {
 
 enum class Compression { none, gzip, zstd };
 
-/// Limits against bombs: `ratio` x compressed bytes + `slack_bytes`, and the zstd window. Compressed bytes are those read
-/// so far and up to 16 MiB more of what the descriptor promises: a run of zeros at the front of a large layer passes, and
-/// a false promise gains little.
+/// Limits against bombs: `ratio` x compressed bytes + `slack_bytes`, and the zstd window. Compressed bytes are those
+/// read so far and up to 16 MiB more of what the descriptor promises: a run of zeros at the front of a large layer
+/// passes, and a false promise gains little.
 struct StreamLimits {
     std::uint64_t ratio = 200;
     std::uint64_t slack_bytes = 64ull << 20;
