@@ -307,7 +307,8 @@ class Podman:
 
     def close(self):
         for folder in ("root/overlay", "root"):
-            run("umount", "-l", self.folder / folder, check=False)
+            while run("umount", "-l", self.folder / folder, check=False).returncode == 0:
+                pass  # podman stacks them: one each time its storage is opened
 
 
 def resource_limit_lines():
