@@ -328,7 +328,7 @@ static_assert(std::variant_size_v<Change> == 15);
 // A new field needs its line above; this is the reminder.
 static_assert(sizeof(Make) == 120 && sizeof(Link) == 48 && sizeof(Remove) == 40 && sizeof(Rename) == 72);
 static_assert(sizeof(SetAttributes) == 104 && sizeof(Resize) == 40 && sizeof(Write) == 56 && sizeof(Zero) == 56);
-static_assert(sizeof(SetXattr) == 56 && sizeof(RemoveXattr) == 40 && sizeof(PutNode) == 144 && sizeof(PutName) == 32);
+static_assert(sizeof(SetXattr) == 56 && sizeof(RemoveXattr) == 40 && sizeof(PutNode) == 152 && sizeof(PutName) == 32);
 static_assert(sizeof(PutExtent) == 40 && sizeof(PutXattr) == 40 && sizeof(PutNextNode) == 8);
 
 template <std::size_t kIndex = 0>

@@ -102,7 +102,7 @@ struct RemoveXattr {
 
 /// The whole state of a new or changed inode. A node below kFirstNewNode keeps its data and names from the view.
 struct PutNode {
-    Attributes attributes;  ///< nlink too.
+    Attributes attributes;  ///< nlink too; not `number`, which is the node's where there is a log.
     std::string_view link_target;
     std::uint64_t view_size_bytes = 0;  ///< The view's bytes show through up to here only (a truncate cut the rest).
     bool has_own_xattrs = false;        ///< The xattrs are those of the PutXattr that follow, not the view's.

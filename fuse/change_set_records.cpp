@@ -57,6 +57,7 @@ Attributes ChangeSet::Records::attributes(const InodeRecord& inode) const {
     const std::uint64_t allocated = inode.own_bytes + std::min(inode.view_allocated_bytes, inode.view_size_bytes);
     const std::uint64_t whole = inode.size_bytes + 511;
     return {.node = inode.node,
+            .number = inode.number,
             .mode = inode.mode,
             .uid = inode.uid,
             .gid = inode.gid,
@@ -74,6 +75,12 @@ Result<Attributes> ChangeSet::Records::attributes(NodeId node) const {
     if (const InodeRecord* const record = inode(node)) return attributes(*record);
     if (node == 0 || node >= kFirstNewNode) return fail(ENOENT);
     return view_.attributes(node);
+}
+
+Result<std::uint64_t> ChangeSet::Records::number(NodeId node) const {
+    const auto found = attributes(node);
+    if (!found) return std::unexpected(found.error());
+    return found->shown_number();
 }
 
 Result<NodeId> ChangeSet::Records::parent(NodeId directory) const {
@@ -104,6 +111,7 @@ Result<Ref<InodeRecord>> ChangeSet::Records::own_inode(NodeId node) {
     }
     const Ref<InodeRecord> ref = make_inode(node);
     InodeRecord& record = arena_.fresh(ref);
+    record.number = below->number;
     record.mode = below->mode;
     record.uid = below->uid;
     record.gid = below->gid;

@@ -40,6 +40,7 @@ struct InodeRecord {
     static constexpr std::uint32_t kDefaultAcl = 8;
 
     std::uint64_t node;
+    std::uint64_t number;  ///< st_ino; 0: the same as `node`.
     Ref<InodeRecord> hash_next;
     std::uint32_t flags;
     std::uint32_t mode;
@@ -66,7 +67,7 @@ struct InodeRecord {
     bool is_directory() const noexcept { return S_ISDIR(mode); }
     bool is_new() const noexcept { return node >= kFirstNewNode; }
 };
-static_assert(sizeof(Timestamp) == 16 && sizeof(InodeRecord) == 176);
+static_assert(sizeof(Timestamp) == 16 && sizeof(InodeRecord) == 184);
 
 /// A name of a folder that differs from the view's. Its bytes follow.
 struct NameRecord {
@@ -100,7 +101,7 @@ static_assert(sizeof(LookupRecord) == 24);
 
 /// The arena's first record.
 struct SetRecord {
-    static constexpr std::uint64_t kVersion = 1;
+    static constexpr std::uint64_t kVersion = 2;
     std::uint64_t version;
     std::uint64_t hash_seed;
     std::uint64_t next_node;
@@ -141,6 +142,7 @@ public:
     const InodeRecord* inode(NodeId node) const;       ///< Null: no record; perhaps the view's.
     Result<Attributes> attributes(NodeId node) const;  ///< Of the union. ENOENT.
     Attributes attributes(const InodeRecord& inode) const;
+    Result<std::uint64_t> number(NodeId node) const;  ///< What stat shows as st_ino.
     Result<NodeId> parent(NodeId directory) const;    ///< 0: removed.
     Result<Ref<InodeRecord>> own_inode(NodeId node);  ///< Its record; made from the view when there is none. ENOENT.
     Ref<InodeRecord> make_inode(NodeId node);         ///< A new, empty record.

@@ -29,12 +29,14 @@ private:
         std::size_t name_offset = 0;
         std::size_t name_bytes = 0;
         NodeId node = 0;
+        std::uint64_t number = 0;
         std::uint32_t type = 0;
         std::uint64_t next_cookie = 0;
     };
-    void add(std::string_view name, NodeId node, std::uint32_t type);
+    void add(std::string_view name, NodeId node, std::uint64_t number, std::uint32_t type);
+    Result<void> add_record(const ChangeSet::Records& records, const NameRecord& name);
     Result<void> fill_from_view(const ChangeSet::Records& records, NodeId directory, std::size_t limit);
-    void fill_from_records(const ChangeSet::Records& records, NodeId directory, std::size_t limit);
+    Result<void> fill_from_records(const ChangeSet::Records& records, NodeId directory, std::size_t limit);
 
     std::string names_;
     std::vector<Copied> entries_;

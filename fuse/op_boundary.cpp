@@ -27,7 +27,7 @@ void forget(MountContext& context, NodeId node, std::uint64_t count) noexcept {
 
 struct stat to_stat(const MountContext& context, const Attributes& attributes) {
     struct stat result {};
-    result.st_ino = attributes.node;
+    result.st_ino = attributes.shown_number();
     result.st_mode = attributes.mode;
     result.st_nlink = attributes.nlink;
     result.st_uid = context.owners.shown_uid(attributes.uid);

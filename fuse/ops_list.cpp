@@ -13,7 +13,7 @@ constexpr std::size_t kListingLimitBytes = 256 * 1024;
 
 struct stat type_and_number(const ListedEntry& entry) {
     struct stat result {};
-    result.st_ino = entry.node;
+    result.st_ino = entry.number;
     result.st_mode = entry.type;
     return result;
 }
@@ -50,7 +50,7 @@ void op_readdir(fuse_req_t request, fuse_ino_t directory, std::size_t room, off_
 
 struct Listed {
     std::string name;
-    NodeId node = 0;
+    std::uint64_t number = 0;
     std::uint32_t type = 0;
     std::uint64_t next_cookie = 0;
 };
@@ -69,7 +69,7 @@ Result<std::vector<Listed>> list_names(UnionFs& fs, fuse_ino_t directory, std::u
     std::vector<Listed> names;
     std::size_t used = 0;
     const auto done = fs.list(directory, cookie, [&](const ListedEntry& entry) {
-        Listed listed{std::string(entry.name), entry.node, entry.type, entry.next_cookie};
+        Listed listed{std::string(entry.name), entry.number, entry.type, entry.next_cookie};
         used += plus_size(listed);
         if (used > room) return false;
         names.push_back(std::move(listed));
@@ -85,7 +85,7 @@ fuse_entry_param plus_entry(MountContext& context, fuse_ino_t directory, const L
         if (found && *found) return to_entry_param(context, **found);
     }
     fuse_entry_param without{};  // ino 0: the kernel takes the name only.
-    without.attr.st_ino = name.node;
+    without.attr.st_ino = name.number;
     without.attr.st_mode = name.type;
     return without;
 }

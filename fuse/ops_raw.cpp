@@ -46,7 +46,7 @@ std::span<const std::byte> bytes_of(const T& value) {
 
 fuse_attr to_kernel(const OwnerMap& owners, const Attributes& attributes) {
     fuse_attr result{};
-    result.ino = attributes.node;
+    result.ino = attributes.shown_number();
     result.size = attributes.size_bytes;
     result.blocks = attributes.allocated_bytes / 512;
     result.atime = static_cast<std::uint64_t>(attributes.atime.seconds);
@@ -78,7 +78,7 @@ StatxOut to_statx(const OwnerMap& owners, const Attributes& attributes) {
     stat.uid = owners.shown_uid(attributes.uid);
     stat.gid = owners.shown_gid(attributes.gid);
     stat.mode = static_cast<std::uint16_t>(attributes.mode);
-    stat.ino = attributes.node;
+    stat.ino = attributes.shown_number();
     stat.size_bytes = attributes.size_bytes;
     stat.blocks = attributes.allocated_bytes / 512;
     stat.atime = to_statx(attributes.atime);

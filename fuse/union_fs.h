@@ -49,6 +49,7 @@ struct Entry {
 struct ListedEntry {
     std::string_view name;
     NodeId node = 0;
+    std::uint64_t number = 0;  ///< d_ino.
     std::uint32_t type = 0;
     std::uint64_t next_cookie = 0;  ///< Continue behind this entry.
 };

@@ -53,6 +53,27 @@ void folder_of_twenty(test::FakeView& view) {
 
 }  // namespace
 
+TEST_CASE("a listing shows the number that stat shows, also of what was moved, and of the folder's parent",
+          "[fuse][union][list]") {
+    UnionFixture at([](test::FakeView& view) {
+        const NodeId folder = view.directory(kRootNode, "folder");
+        view.node(folder).attributes.number = 5000;
+        view.node(view.file(folder, "stays", "v")).attributes.number = 6000;
+        view.node(view.file(folder, "goes", "v")).attributes.number = 7000;
+    });
+    const NodeId folder = at.find("folder");
+    REQUIRE(at.fs->rename({folder, "goes"}, {folder, "went"}, {}));
+    REQUIRE(at.fs->rename({kRootNode, "folder"}, {kRootNode, "moved"}, {}));
+    std::map<std::string, std::uint64_t> numbers;
+    REQUIRE(at.fs->list(folder, 0, [&](const ListedEntry& entry) {
+        numbers[std::string(entry.name)] = entry.number;
+        return true;
+    }));
+    CHECK(numbers == std::map<std::string, std::uint64_t>{{".", 5000}, {"..", 1}, {"stays", 6000}, {"went", 7000}});
+    CHECK(at.fs->lookup(folder, "went").value()->attributes.shown_number() == 7000);
+    CHECK(at.fs->attributes(folder).value().shown_number() == 5000);
+}
+
 TEST_CASE("a name that stays is listed exactly once while all around it changes", "[fuse][union][list]") {
     for (unsigned seed = 1; seed <= 60; ++seed) {
         CAPTURE(seed);

@@ -112,7 +112,8 @@ private:
         return number >= 1 && number <= nodes_.size() ? &nodes_[number - 1] : nullptr;
     }
     unionfs::ViewEntry entry_of(std::string_view name, NodeId number) const {
-        return {.name = name, .node = number, .type = nodes_[number - 1].attributes.mode & S_IFMT};
+        const unionfs::Attributes& attributes = nodes_[number - 1].attributes;
+        return {.name = name, .node = number, .type = attributes.mode & S_IFMT, .number = attributes.number};
     }
     NodeId add_node(std::uint32_t mode, NodeId parent) {
         Node made;

@@ -65,8 +65,10 @@ Result<std::optional<ViewEntry>> MemoryView::lookup(NodeId directory, std::strin
     if (!found || !S_ISDIR(found->attributes.mode)) return fail(ENOTDIR);
     const auto entry = found->names.find(std::string(name));
     if (entry == found->names.end()) return std::nullopt;
-    return ViewEntry{
-        .name = entry->first, .node = entry->second, .type = nodes_.at(entry->second).attributes.mode & S_IFMT};
+    return ViewEntry{.name = entry->first,
+                     .node = entry->second,
+                     .type = nodes_.at(entry->second).attributes.mode & S_IFMT,
+                     .number = nodes_.at(entry->second).attributes.number};
 }
 
 Result<std::uint32_t> MemoryView::entry_count(NodeId directory) const {
@@ -79,8 +81,10 @@ Result<ViewEntry> MemoryView::entry(NodeId directory, std::uint32_t position) co
     const Node* const found = find(directory);
     if (!found || position >= found->names.size()) return fail(EIO);
     const auto entry = std::next(found->names.begin(), position);
-    return ViewEntry{
-        .name = entry->first, .node = entry->second, .type = nodes_.at(entry->second).attributes.mode & S_IFMT};
+    return ViewEntry{.name = entry->first,
+                     .node = entry->second,
+                     .type = nodes_.at(entry->second).attributes.mode & S_IFMT,
+                     .number = nodes_.at(entry->second).attributes.number};
 }
 
 Result<NodeId> MemoryView::parent(NodeId directory) const {
