@@ -120,9 +120,10 @@ bool LogKeeper::is_fresh(std::uint64_t offset_bytes, std::uint64_t size_bytes) c
 
 void LogKeeper::release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) {
     const std::lock_guard lock(mutex_);
+    const bool timer_sleeps = buffer_.empty() && !is_dirty();
     const auto dead = space_.release({extent_offset_bytes, size_bytes});
     released_.insert(released_.end(), dead.begin(), dead.end());
-    if (!dead.empty()) timer_wakes_.notify_one();
+    if (timer_sleeps && !dead.empty()) timer_wakes_.notify_one();
 }
 
 unsigned LogKeeper::begin_reading() noexcept {

@@ -36,10 +36,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr unsigned kLookUpCpuEvery = 16;    // Requests.
-constexpr unsigned kLookUpLoadEvery = 128;  // Requests; reading /proc/loadavg costs about one request's time.
+constexpr unsigned kLookUpCpuEvery = 16;   // Requests.
+constexpr unsigned kLookUpLoadEvery = 64;  // Requests; reading /proc/loadavg costs about one request's time.
 constexpr milliseconds kTick{1};
 constexpr int kIdleTicks = 50;
+constexpr int kLateTicks = 2;
+constexpr unsigned kBusyLooks = 4;
 constexpr milliseconds kBurstWindow{50};  // A window of requests from one client within this is a burst.
 constexpr milliseconds kFirstHoldOff{50};
 constexpr milliseconds kLongestHoldOff{2000};
@@ -98,8 +100,15 @@ public:
         std::array<char, 128> room{};
         return fd_ && running_from_loadavg(read_proc(fd_.get(), room)) > cores_;
     }
+    /// Was so at several looks in a row: one look often meets a kernel thread that is gone at once.
+    bool stays_busy() {
+        busy_looks_ = is_busy() ? busy_looks_ + 1 : 0;
+        return busy_looks_ >= kBusyLooks;
+    }
+    void reset() { busy_looks_ = 0; }
 
 private:
+    unsigned busy_looks_ = 0;
     store::UniqueFd fd_;
     unsigned cores_ = std::max(1U, std::thread::hardware_concurrency());
 };
@@ -274,6 +283,7 @@ bool ReadingThreads::Impl::enter_quiet_policy() {
     own_cpu_ = -1;
     until_cpu_ = 0;
     until_load_ = kLookUpLoadEvery;
+    quiet_load_.reset();
     return set_policy(0, SCHED_IDLE);
 }
 
@@ -327,7 +337,7 @@ void ReadingThreads::Impl::run_quiet() {
                 leave_quiet_turn(to_plain_clients_);
             } else if (--until_load_ == 0) {
                 until_load_ = kLookUpLoadEvery;
-                if (!is_eager_ && quiet_load_.is_busy()) leave_quiet_turn(to_plain_busy_);
+                if (!is_eager_ && quiet_load_.stays_busy()) leave_quiet_turn(to_plain_busy_);
             }
             if (process != 0 && turn_ == kQuiet) follow(process);
         }
@@ -350,20 +360,22 @@ void ReadingThreads::Impl::take_from_quiet(Counter& why) {
 void ReadingThreads::Impl::watch_quiet() {
     std::uint64_t seen = progress_;
     int still_ticks = 0;
+    int late_ticks = 0;
     while (turn_ == kQuiet) {
         std::this_thread::sleep_for(kTick);
         const std::uint64_t progress = progress_;
         if (progress != seen) {
             seen = progress;
-            still_ticks = 0;
+            still_ticks = late_ticks = 0;
             continue;
         }
         const bool is_in_hand = progress % 2 == 1;
         if (!is_in_hand && !transport_.has_waiting_request()) {
+            late_ticks = 0;
             if (++still_ticks >= kIdleTicks) take_from_quiet(to_plain_idle_);
             continue;
         }
-        if (progress_ != seen) continue;
+        if (progress_ != seen || ++late_ticks < kLateTicks) continue;
         // Often late in a row: longer and longer away. After a good while of quiet it was an accident.
         hold_off_ =
             Clock::now() - quiet_since_ > kLongestHoldOff ? kFirstHoldOff : std::min(hold_off_ * 2, kLongestHoldOff);
@@ -382,10 +394,7 @@ void ReadingThreads::Impl::consider_quiet(std::uint32_t process) {
     window_began_ = now;
     const bool may_now = verdict == ClientWatch::Verdict::one && is_burst && now >= quiet_allowed_at_.load();
     if (!may_now && !is_eager_) return;
-    if (!is_eager_ && plain_load_.is_busy()) {
-        hold_off();
-        return;
-    }
+    if (!is_eager_ && plain_load_.is_busy()) return;
     quiet_since_ = now;
     ++to_quiet_;
     pass_turn(kPlain, kQuiet);

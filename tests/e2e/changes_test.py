@@ -23,7 +23,7 @@ from support import (IS_ROOT, Lamina, Layout, entry, layer, main, manifest, need
                      needs_root, run)
 
 USER = 54_321  # an ordinary user that no machine has
-SMALL_CHANGE = (1 << 20) + (1 << 17)  # what is allocated ahead for data (1 MiB) and for the log
+SMALL_CHANGE = 1 << 20  # what is allocated ahead, for data and for the log, stays below this
 PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 HELLO_C = '#include <stdio.h>\nint main(void) { puts("compiled on the mount"); return 0; }\n'
 
