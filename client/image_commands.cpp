@@ -25,14 +25,6 @@ std::string absolute_source(const std::string& source) {
     return source.substr(0, colon + 1) + absolute_path(source.substr(colon + 1));
 }
 
-json::value run_with_progress(Connection& connection, std::string_view path, const std::string& body) {
-    ProgressBar bar;
-    return connection.post_stream(path, body, [&](const json::object& event) {
-        const json::value* const progress = event.if_contains("progress");
-        if (progress) bar.show(api::parse_reply<api::Progress>(*progress));
-    });
-}
-
 std::string first_name(const api::Image& image) {
     return image.names.empty() ? "<none>" : image.names.front();
 }
@@ -130,7 +122,7 @@ void add_import(const CommandContext& context) {
         context.run = [&globals = context.globals, args] {
             Connection connection = globals.connect();
             const api::ImportRequest request{absolute_source(args->source), args->name, args->platform};
-            print_imported(globals, run_with_progress(connection, api::path::kImport, api::to_text(request)));
+            print_imported(globals, post_with_progress(connection, api::path::kImport, api::to_text(request)));
         };
     });
 }
@@ -145,7 +137,7 @@ void add_save(const CommandContext& context) {
         context.run = [&globals = context.globals, args] {
             Connection connection = globals.connect();
             const api::SaveRequest request{args->image, absolute_source(args->target)};
-            const json::value result = run_with_progress(connection, api::path::kSave, api::to_text(request));
+            const json::value result = post_with_progress(connection, api::path::kSave, api::to_text(request));
             if (globals.json) print_json(result);
         };
     });

@@ -127,13 +127,8 @@ void run_commit(const Globals& globals, const MountArguments& args) {
     Connection connection = globals.connect();
     const std::string reference = mount_reference(args.mount);
     sync_mount(connection, reference);
-    ProgressBar bar;
-    const json::value result = connection.post_stream(
-        api::path::kCommit, api::to_text(api::CommitRequest{reference, args.name}), [&](const json::object& event) {
-            const json::value* const progress = event.if_contains("progress");
-            if (progress) bar.show(api::parse_reply<api::Progress>(*progress));
-        });
-    bar.clear();
+    const json::value result =
+        post_with_progress(connection, api::path::kCommit, api::to_text(api::CommitRequest{reference, args.name}));
     if (globals.json) return print_json(result);
     const auto image = api::parse_reply<api::Image>(result);
     print_text(short_digest(image.id) + "  " + printable(args.name) + "\n");

@@ -187,4 +187,12 @@ std::string ProgressBar::line(const api::Progress& progress, unsigned width) con
     return text.substr(0, width);
 }
 
+boost::json::value post_with_progress(Connection& connection, std::string_view path, const std::string& body) {
+    ProgressBar bar;
+    return connection.post_stream(path, body, [&](const boost::json::object& event) {
+        const boost::json::value* const progress = event.if_contains("progress");
+        if (progress) bar.show(api::parse_reply<api::Progress>(*progress));
+    });
+}
+
 }  // namespace lamina::client

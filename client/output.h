@@ -1,6 +1,7 @@
 #pragma once
 
 #include "client/api.h"
+#include "client/connection.h"
 
 #include <boost/json.hpp>
 
@@ -53,5 +54,8 @@ private:
     std::chrono::steady_clock::time_point started_;
     std::chrono::steady_clock::time_point drawn_;
 };
+
+/// Posts what takes long, draws its progress, and returns its result.
+boost::json::value post_with_progress(Connection& connection, std::string_view path, const std::string& body);
 
 }  // namespace lamina::client

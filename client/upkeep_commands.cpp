@@ -20,11 +20,8 @@ struct UpkeepArguments {
 };
 
 json::value run_with_progress(const Globals& globals, std::string_view path, const std::string& body) {
-    ProgressBar bar;
-    return globals.connect().post_stream(path, body, [&](const json::object& event) {
-        const json::value* const progress = event.if_contains("progress");
-        if (progress) bar.show(api::parse_reply<api::Progress>(*progress));
-    });
+    Connection connection = globals.connect();
+    return post_with_progress(connection, path, body);
 }
 
 void run_gc(const Globals& globals, bool is_dry_run) {

@@ -35,6 +35,9 @@ public:
         for (const LayerRow& layer : layers) total_bytes_ += layer.recipe_bytes;
         for (const TreeRow& tree : trees) total_bytes_ += tree.file_bytes;
         attempt("chunk index", [&] { agree_chunk_index(core_); });
+        attempt("chunk index", [&] {
+            for (std::string& found : check_chunk_index(core_.paths.packs())) problem(std::move(found));
+        });
         for (const PackRow& pack : packs) check_pack_row(pack);
         for (const LayerRow& layer : layers) check_layer(layer);
         for (const TreeRow& tree : trees) check_tree(tree);
