@@ -15,6 +15,7 @@ struct Globals {
     std::string store_option;
     std::string socket_option;
     bool json = false;
+    int exit_status = 0;  ///< Set by a command that ends with another one's status.
 
     api::Places places() const { return api::default_places(store_option, socket_option); }
     Connection connect() const { return Connection(places(), true); }
@@ -29,9 +30,14 @@ struct CommandContext {
 };
 void add_image_commands(const CommandContext& context);
 void add_mount_commands(const CommandContext& context);
+void add_run_commands(const CommandContext& context);
 void add_upkeep_commands(const CommandContext& context);
 
 /// A relative path made absolute against the working folder, otherwise unchanged: the daemon has another one.
 std::string absolute_path(const std::string& path);
+
+/// Mounts where this process is: by the daemon, or from here when it lives in another mount namespace. `request.start`
+/// need not be set.
+api::Mount mount_image(Connection& connection, api::MountRequest request);
 
 }  // namespace lamina::client

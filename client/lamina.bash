@@ -1,7 +1,7 @@
 # bash completion for lamina
 _lamina() {
   local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
-  local commands='import save images inspect tag rmi ls cat mount umount mounts diff commit gc verify df daemon'
+  local commands='import save images inspect tag rmi ls cat mount umount mounts diff commit bundle run gc verify df daemon'
   local -a globals=()
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
@@ -13,7 +13,10 @@ _lamina() {
   case $previous in
     --store) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
     --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
-    --name|--platform) return ;;
+    --name|--platform|--user|--workdir|--env|--entrypoint) return ;;
+    --runtime) mapfile -t COMPREPLY < <(compgen -c -- "$word"); return ;;
+    --network) mapfile -t COMPREPLY < <(compgen -W 'none host' -- "$word"); return ;;
+    --volume) mapfile -t COMPREPLY < <(compgen -d -S : -- "$word"); return ;;
   esac
   local options='--store --socket --json --help'
   case $command in
@@ -24,6 +27,8 @@ _lamina() {
     ls) options+=' -l' ;;
     mount) options+=' --ro --name' ;;
     umount) options+=' --discard' ;;
+    bundle) options+=' --ro --rootless --name' ;;
+    run) options+=' --user --workdir --env --volume --entrypoint --network --ro --runtime' ;;
     gc) options+=' --dry-run' ;;
     verify) options+=' --data' ;;
   esac
@@ -39,9 +44,9 @@ _lamina() {
     daemon) names='start stop status' ;;
     import|save)
       [[ $command == save && $COMP_CWORD -lt 3 ]] && names=$(_lamina_images) || names='oci: oci-archive: docker-archive: dir:' ;;
-    inspect|tag|rmi|ls|cat|mount)
+    inspect|tag|rmi|ls|cat|mount|bundle|run)
       names=$(_lamina_images)
-      [[ $command == mount && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
+      [[ $command == @(mount|bundle) && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
     umount|diff|commit) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")

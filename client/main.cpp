@@ -37,8 +37,9 @@ int main(int argument_count, char** arguments) {
     const client::CommandContext context{app, globals, run};
     client::add_image_commands(context);
     client::add_mount_commands(context);
+    client::add_run_commands(context);
     client::add_upkeep_commands(context);
-    for (CLI::App* const command : app.get_subcommands({})) command->fallthrough();
+    for (CLI::App* const command : app.get_subcommands({})) command->fallthrough(!command->get_prefix_command());
     try {
         app.parse(argument_count, arguments);
     } catch (const CLI::ParseError& error) {
@@ -47,7 +48,7 @@ int main(int argument_count, char** arguments) {
     }
     try {
         run();
-        return 0;
+        return globals.exit_status;
     } catch (const api::FailureError& error) {
         return report(globals, error.failure());
     } catch (const std::exception& error) {

@@ -63,14 +63,10 @@ void start_mount_program(const std::string& program, const api::Mount& mount) {
 
 void run_mount(const Globals& globals, const MountArguments& args) {
     Connection connection = globals.connect();
-    const auto ping = api::parse_reply<api::Ping>(connection.get(std::string(api::path::kPing)));
-    const bool is_same_namespace = ping.mount_namespace == own_mount_namespace();
-    const api::MountRequest request{args.image, real_path(args.directory), args.name, args.read_only,
-                                    is_same_namespace};
-    const json::value reply = connection.post(api::path::kMounts, api::to_text(request));
-    const auto mount = api::parse_reply<api::Mount>(reply);
-    if (!is_same_namespace) start_mount_program(ping.mount_program, mount);
-    if (globals.json) return print_json(reply);
+    const api::Mount mount = mount_image(
+        connection,
+        {.image = args.image, .mountpoint = real_path(args.directory), .name = args.name, .read_only = args.read_only});
+    if (globals.json) return print_json(json::value_from(mount));
     print_text(mount.name + "\n");
 }
 
@@ -142,6 +138,14 @@ void on_command(CLI::App* command, const CommandContext& context, const std::sha
 }
 
 }  // namespace
+
+api::Mount mount_image(Connection& connection, api::MountRequest request) {
+    const auto ping = api::parse_reply<api::Ping>(connection.get(std::string(api::path::kPing)));
+    request.start = ping.mount_namespace == own_mount_namespace();
+    const auto mount = api::parse_reply<api::Mount>(connection.post(api::path::kMounts, api::to_text(request)));
+    if (!request.start) start_mount_program(ping.mount_program, mount);
+    return mount;
+}
 
 void add_mount_commands(const CommandContext& context) {
     constexpr const char* kMountHelp = "Name, ID or folder of the mount";
