@@ -220,7 +220,7 @@ void LogKeeper::append_mark(std::uint8_t kind, std::span<const std::byte> boot, 
     scratch_.resize(log_format::kFrameBytes);
     codec::Writer out(scratch_);
     out.byte(kind);
-    scratch_.insert(scratch_.end(), boot.begin(), boot.end());
+    for (const std::byte one : boot) out.byte(std::to_integer<std::uint8_t>(one));
     out.varint(number);
     append_payload(scratch_);
 }

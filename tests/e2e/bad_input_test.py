@@ -185,7 +185,7 @@ class FullDiskTest(StoreTest):
         self.small = Lamina(self.disk)
         self.addCleanup(self.small.close)
 
-    def test_a_full_disk_during_import_and_commit_leaves_the_store_as_it_was(self):
+    def test_a_full_disk_during_an_import_leaves_the_store_as_it_was(self):
         Layout(self.lamina.folder / "good").add("good:1", [GOOD])
         self.small.call("import", f"oci:{self.lamina.folder}/good")
         before = self.small.json("images")
@@ -196,6 +196,29 @@ class FullDiskTest(StoreTest):
         self.assertEqual([], self.small.json("verify", "--data")["problems"])
         self.small.call("gc")
         self.assertEqual("hello\n", self.small.call("cat", "good:1", "/etc/motd").stdout)
+
+    @needs_fuse
+    def test_a_full_disk_during_a_commit_leaves_store_and_mount_as_they_were(self):
+        Layout(self.lamina.folder / "good").add("good:1", [GOOD])
+        self.small.call("import", f"oci:{self.lamina.folder}/good")
+        before = self.small.json("images")
+        target = self.lamina.make_folder("mnt")
+        self.small.call("mount", "good:1", target, "--name", "work")
+        changed = os.urandom(6 << 20)
+        (target / "changed").write_bytes(changed)
+        self.small.call("diff", "work")  # Everything has reached the disk.
+        room = os.statvfs(self.disk)
+        (self.disk / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize - (2 << 20)))
+        self.assertIn("No space", self.small.fails("commit", "work", "new:1"))
+        self.assertEqual(before, self.small.json("images"))
+        self.assertEqual([], self.small.json("verify", "--data")["problems"])
+        self.assertEqual(changed, (target / "changed").read_bytes())
+        (self.disk / "filler").unlink()
+        self.small.call("commit", "work", "new:1")
+        self.small.call("umount", "work", "--discard")
+        self.small.call("mount", "new:1", target, "--ro", "--name", "again")
+        self.assertEqual(changed, (target / "changed").read_bytes())
+        self.small.call("umount", "again")
 
 
 if __name__ == "__main__":
