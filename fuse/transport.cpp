@@ -49,6 +49,18 @@ std::string option_value(std::string text) {
     return text;
 }
 
+/// What to do when a mount was refused for a reason that has a remedy; empty when there is none to tell.
+std::string mount_advice() {
+    if (::access("/dev/fuse", F_OK) != 0) return "; there is no /dev/fuse: load the kernel module fuse";
+    if (::access("/dev/fuse", R_OK | W_OK) != 0) {
+        return "; this user may not open /dev/fuse, which is mode 0666 on most systems: chmod 666 /dev/fuse";
+    }
+    if (::geteuid() != 0 && ::access("/usr/bin/fusermount3", X_OK) != 0) {
+        return "; users mount through fusermount3: install the package fuse3";
+    }
+    return "";
+}
+
 std::string mount_options(const MountSpec& spec) {
     std::string options = "default_permissions,subtype=lamina,fsname=" + option_value(spec.source);
     options += spec.is_read_only ? ",ro" : ",rw";
@@ -82,9 +94,9 @@ void Transport::mount(const MountSpec& spec) {
     session_ = ::fuse_session_new(&arguments, &operations_, sizeof operations_, &context_);
     if (session_ == nullptr) throw store::Error(store::Errc::internal, "libfuse: " + last_libfuse_message);
     if (::fuse_session_mount(session_, spec.mountpoint.c_str()) != 0) {
+        const std::string why = last_libfuse_message.empty() ? "fusermount3 refused it" : last_libfuse_message;
         throw store::Error(store::Errc::unavailable,
-                           fmt::format("mount on {}: {}", spec.mountpoint,
-                                       last_libfuse_message.empty() ? "fusermount3 refused it" : last_libfuse_message));
+                           fmt::format("mount on {}: {}{}", spec.mountpoint, why, mount_advice()));
     }
     mountpoint_ = spec.mountpoint;
     fd_ = ::fuse_session_fd(session_);

@@ -4,6 +4,7 @@
 #include "store/error.h"
 #include "store/file_ops.h"
 #include "support/catch.h"
+#include "support/fail_at.h"
 #include "support/temp_dir.h"
 
 #include <sys/stat.h>
@@ -11,18 +12,6 @@
 using namespace lamina;
 
 namespace {
-
-class FailAt : public store::FaultHook {
-public:
-    explicit FailAt(int step) : left_(step) { store::g_fault_hook = this; }
-    ~FailAt() override { store::g_fault_hook = nullptr; }
-    void before(std::string_view step, std::string_view path) override {
-        if (--left_ == 0) throw store::Error(store::Errc::no_space, std::string(step) + " " + std::string(path));
-    }
-
-private:
-    int left_;
-};
 
 std::string text_of(const std::string& path) {
     const auto data = store::read_file(path, 1 << 20);
@@ -38,7 +27,7 @@ TEST_CASE("a file that is replaced is the old or the new one when any step fails
     store::write_file_atomically(path, store::as_bytes("old"));
     for (int step = 1; step <= 5; ++step) {
         CAPTURE(step);
-        const FailAt fault(step);
+        const test::FailAt fault(step);
         CHECK_THROWS_AS(store::write_file_atomically(path, store::as_bytes("new")), store::Error);
         const std::string now = text_of(path);
         CHECK((now == "old" || now == "new"));

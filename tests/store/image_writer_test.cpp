@@ -5,6 +5,7 @@
 #include "store/file.h"
 #include "store/file_ops.h"
 #include "support/catch.h"
+#include "support/fail_at.h"
 #include "support/oci_archive.h"
 #include "support/temp_dir.h"
 
@@ -70,19 +71,6 @@ std::map<std::string, std::string> everything_below(const std::string& folder) {
     }
     return found;
 }
-
-class FailAt : public store::FaultHook {
-public:
-    explicit FailAt(int step) : left_(step) { store::g_fault_hook = this; }
-    ~FailAt() override { store::g_fault_hook = nullptr; }
-    void before(std::string_view step, std::string_view path) override {
-        if (--left_ == 0) throw store::Error(store::Errc::no_space, std::string(step) + " " + std::string(path));
-    }
-    bool has_failed() const { return left_ <= 0; }
-
-private:
-    int left_;
-};
 
 }  // namespace
 
@@ -197,7 +185,7 @@ TEST_CASE("a save that fails at any step leaves a layout as it was", "[store][sa
     for (; has_failed; ++step) {
         CAPTURE(step);
         {
-            FailAt hook(step);
+            test::FailAt hook(step);
             const std::string error = save_error(image_of("new:1", {"one", "two"}), "oci:" + (folder / "out"));
             has_failed = hook.has_failed();
             CHECK(error.empty() != has_failed);
@@ -222,7 +210,7 @@ TEST_CASE("a save into something new that fails at any step leaves nothing", "[s
     for (; has_failed; ++step) {
         CAPTURE(target, step);
         {
-            FailAt hook(step);
+            test::FailAt hook(step);
             save_error(image_of("new:1", {"one", "two"}), target + (folder / "out"));
             has_failed = hook.has_failed();
         }

@@ -3,6 +3,7 @@
 #include "store/file_ops.h"
 #include "store/tree_builder.h"
 #include "support/catch.h"
+#include "support/fail_at.h"
 #include "support/layer_text.h"
 #include "support/temp_dir.h"
 
@@ -31,19 +32,6 @@ std::string error_of(const test::Layer& layer) {
     }
     return "";
 }
-
-class FailAt : public store::FaultHook {
-public:
-    explicit FailAt(int step) : left_(step) { store::g_fault_hook = this; }
-    ~FailAt() override { store::g_fault_hook = nullptr; }
-    void before(std::string_view step, std::string_view path) override {
-        if (--left_ == 0) throw store::Error(store::Errc::no_space, std::string(step) + " " + std::string(path));
-    }
-    bool has_fired() const { return left_ <= 0; }
-
-private:
-    int left_;
-};
 
 std::string path_of_components(std::size_t count, std::size_t size) {
     std::string path(size, 'a');
@@ -79,13 +67,13 @@ TEST_CASE("a step that fails leaves no tree and no temporary file", "[store][tre
     const test::TempDir folder;
     for (int step = 1;; ++step) {
         CAPTURE(step);
-        FailAt fault(step);
+        test::FailAt fault(step);
         try {
             build({layer_of("a=x")}, folder.path());
         } catch (const store::Error& error) {
             CHECK(error.code() == store::Errc::no_space);
         }
-        if (!fault.has_fired()) break;
+        if (!fault.has_failed()) break;
         for (const std::string& name : store::list_folder(folder.path())) CHECK(name.size() == 64);
     }
     CHECK(store::list_folder(folder.path()).size() == 1);
