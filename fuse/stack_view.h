@@ -79,6 +79,12 @@ public:
     /// Where a node lay in the upper at mount time; nullopt: not there. The root: {0, ""}. Of a file with several names
     /// one of them. What lies in index/ alone is not there: see index_name().
     Result<std::optional<UpperPlace>> upper_place(NodeId node) const;
+    /// By which name, in which directory, a node was seen first, in the upper or not.
+    Result<UpperPlace> first_place(NodeId node) const;
+    /// The name in index/ of a file that is there, whether or not it lies elsewhere in the upper; nullopt: it is not.
+    Result<std::optional<std::string>> index_name(NodeId node) const;
+    /// Whether what lies in the upper has its bytes below.
+    bool is_metacopy(NodeId file) const;
     /// Whether something would show below under a name of a directory.
     Result<bool> shows_below(NodeId directory, std::string_view name) const;
     /// Whether a directory has parts below: to be renamed it needs a redirect, and to be replaced an opaque mark.
@@ -95,16 +101,15 @@ public:
     /// How st_ino is made from what statx says of an inode in the upper.
     std::uint64_t number_of(std::uint64_t device, std::uint64_t inode) const;
 
-    /// Told by the keeper where it has moved something of the upper: `moved` says where a directory lies now, nullopt
-    /// being the place at mount time. Directories of the keeper's own making too. Called under this view's lock; must
-    /// not call the view.
-    using Moved = std::function<std::optional<UpperPlace>(NodeId directory)>;
-    void on_moved(Moved moved);
-    /// A directory of the upper, by its present place; ENOENT when it does not lie there. From the cache of
-    /// descriptors: one that is open goes with its directory when that is renamed. ESTALE as everywhere.
+    /// Told by the keeper where something of the upper lies now: whatever it has moved there (also files), and each
+    /// directory that it has made, which this view needs to find what lies below. Parent 0: the folder work/ in the
+    /// work folder (an open file without a name).
+    void moved(NodeId node, NodeId parent, std::string_view name);
+    void gone(NodeId node);  ///< Not in the upper any more: its place and descriptors are forgotten.
+    /// A directory of the upper (0: the folder work/ in the work folder), by its present place, O_PATH; ENOENT when it
+    /// does not lie there. From the cache of descriptors: one that is open goes with its directory when that is
+    /// renamed.
     Result<std::shared_ptr<const store::UniqueFd>> upper_folder(NodeId directory) const;
-    /// Forgets a descriptor of a directory that is removed.
-    void close_upper_folder(NodeId directory) const;
 
 private:
     class Impl;
