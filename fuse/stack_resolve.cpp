@@ -114,7 +114,8 @@ Result<void> StackView::Impl::resolve_directory(std::uint32_t node) {
 void StackView::Impl::finish_directory(std::uint32_t node, const std::vector<std::uint32_t>& folders,
                                        TextRef upper_redirect) {
     NodeRecord& record = records.nodes[node];
-    const bool skips_upper = folders.size() > 1 && node != kRootNode && is_upper(records.folders[folders.front()].source);
+    const bool skips_upper =
+        folders.size() > 1 && node != kRootNode && is_upper(records.folders[folders.front()].source);
     const Identity& identity = records.folders[folders[skips_upper ? 1 : 0]].identity;
     record.number = number_of(identity.device, identity.inode);
     record.detail = records.directories.add({.parts = records.chain(folders), .redirect = upper_redirect});
