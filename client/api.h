@@ -150,9 +150,10 @@ struct MountRequest {
     std::string
         name;  ///< Empty: the mount's id. A name that exists and is not mounted is mounted again, with its changes.
     bool read_only = false;
-    bool start = true;  ///< false: only id and base are made; the caller starts the mount program itself.
+    bool start = true;    ///< false: only id and base are made; the caller starts the mount program itself.
+    std::string options;  ///< For lamina-fuse's -o, this time; empty: none.
 };
-BOOST_DESCRIBE_STRUCT(MountRequest, (), (image, mountpoint, name, read_only, start))
+BOOST_DESCRIBE_STRUCT(MountRequest, (), (image, mountpoint, name, read_only, start, options))
 
 struct Mount {
     std::string id;

@@ -1,4 +1,5 @@
 #include "client/commands.h"
+#include "client/mount_helper.h"
 #include "client/output.h"
 
 #include <fmt/format.h>
@@ -25,6 +26,8 @@ int report(const client::Globals& globals, const api::Failure& failure) {
 }  // namespace
 
 int main(int argument_count, char** arguments) {
+    const std::vector<std::string> words(arguments + 1, arguments + argument_count);
+    if (client::is_helper_call(words)) return client::run_mount_helper(words);
     CLI::App app("Lamina keeps container images, each byte once, and mounts them.", "lamina");
     client::Globals globals;
     std::function<void()> run;

@@ -2,6 +2,7 @@
 
 #include "client/commands.h"
 #include "client/output.h"
+#include "client/owned_fd.h"
 
 #include <fcntl.h>
 #include <sys/wait.h>
@@ -10,6 +11,8 @@
 #include <fmt/format.h>
 #include <spawn.h>
 
+#include <algorithm>
+#include <array>
 #include <filesystem>
 #include <memory>
 
@@ -47,18 +50,37 @@ std::string own_mount_namespace() {
     return std::filesystem::read_symlink("/proc/self/ns/mnt", error).string();
 }
 
-/// Runs the mount program here, where the mount shall appear. Its own message goes to standard error.
-void start_mount_program(const std::string& program, const api::Mount& mount) {
-    std::vector<std::string> words{program, "--state", mount.folder, mount.mountpoint};
+/// Runs the mount program here, where the mount shall appear. What it says on standard error is the failure's text.
+void start_mount_program(const std::string& program, const std::string& options, const api::Mount& mount) {
+    std::array<int, 2> ends{};
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw api::FailureError({"unavailable", "cannot make a pipe"});
+    const OwnedFd from_program(ends[0]);
+    OwnedFd to_here(ends[1]);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, to_here.get(), STDERR_FILENO);
+    std::vector<std::string> words{program, "--state", mount.folder, "-o", options, mount.mountpoint};
     std::vector<char*> arguments;
     for (std::string& word : words) arguments.push_back(word.data());
     arguments.push_back(nullptr);
     pid_t child = 0;
-    const int failed = ::posix_spawnp(&child, program.c_str(), nullptr, nullptr, arguments.data(), environ);
+    const int failed = ::posix_spawnp(&child, program.c_str(), &actions, nullptr, arguments.data(), environ);
+    posix_spawn_file_actions_destroy(&actions);
+    to_here = OwnedFd();
     if (failed != 0) throw api::FailureError({"unavailable", "cannot start " + program + ": " + std::strerror(failed)});
+    std::string said;
+    std::array<char, 1024> piece{};
+    for (ssize_t got = 1; got > 0 && said.size() < 65536; said.append(piece.data(), std::max<ssize_t>(got, 0))) {
+        got = ::read(from_program.get(), piece.data(), piece.size());
+    }
     int status = 0;
     ::waitpid(child, &status, 0);
-    if (status != 0) throw api::FailureError({"unavailable", "the mount program failed; see its message above"});
+    while (said.ends_with('\n')) said.pop_back();
+    if (status == 0) {
+        if (!said.empty()) fmt::print(stderr, "{}\n", said);
+        return;
+    }
+    throw api::FailureError({"unavailable", said.empty() ? "the mount program failed" : said});
 }
 
 void run_mount(const Globals& globals, const MountArguments& args) {
@@ -140,10 +162,23 @@ void on_command(CLI::App* command, const CommandContext& context, const std::sha
 }  // namespace
 
 api::Mount mount_image(Connection& connection, api::MountRequest request) {
+    const auto is_known = [&] {
+        const auto mounts = api::parse_reply<api::Mounts>(connection.get(std::string(api::path::kMounts))).mounts;
+        return std::any_of(mounts.begin(), mounts.end(), [&](const auto& mount) { return mount.name == request.name; });
+    };
     const auto ping = api::parse_reply<api::Ping>(connection.get(std::string(api::path::kPing)));
     request.start = ping.mount_namespace == own_mount_namespace();
+    const bool has_changes = !request.start && !request.name.empty() && is_known();
     const auto mount = api::parse_reply<api::Mount>(connection.post(api::path::kMounts, api::to_text(request)));
-    if (!request.start) start_mount_program(ping.mount_program, mount);
+    if (request.start) return mount;
+    try {
+        start_mount_program(ping.mount_program, request.options, mount);
+    } catch (const api::FailureError&) {
+        if (!has_changes) {
+            connection.remove(with_query(api::path::kMounts, {{"mount", mount.name}, {"discard", "true"}}));
+        }
+        throw;
+    }
     return mount;
 }
 

@@ -28,6 +28,7 @@ namespace {
 constexpr std::size_t kMaxNameBytes = 128;
 constexpr auto kStatsLimit = std::chrono::milliseconds(1000);
 constexpr auto kStopLimit = std::chrono::seconds(30);
+constexpr auto kEndLimit = std::chrono::seconds(10);
 constexpr auto kLockLook = std::chrono::milliseconds(2);
 constexpr std::size_t kMaxProgramOutput = 4096;
 constexpr std::time_t kPruneAgeSeconds = 60;  // A mount that its client is about to start has no server yet.
@@ -94,6 +95,27 @@ void wait_until_ended(const std::string& folder, const std::string& name) {
             throw Error(Errc::timed_out, "mount " + name + ": its server still runs after 30 seconds");
         }
         std::this_thread::sleep_for(kLockLook);
+    }
+}
+
+/// One that was unmounted from outside is about to end, and may be waited for; another is not. A server that does not
+/// answer is ending, or begins to serve.
+bool is_ending(const api::Mount& mount) {
+    try {
+        const auto stats = ask_server(mount.folder, "stats", kStatsLimit);
+        const auto* const mounted = stats.if_contains("mounted");
+        return mounted && mounted->is_bool() && !mounted->as_bool();
+    } catch (const Error&) {
+        return true;
+    }
+}
+
+void wait_for_end(api::Mount& mount) {
+    if (!mount.running || !is_ending(mount)) return;
+    const auto end = std::chrono::steady_clock::now() + kEndLimit;
+    while (mount.running && std::chrono::steady_clock::now() < end) {
+        std::this_thread::sleep_for(kLockLook);
+        mount.running = is_running(mount.folder);
     }
 }
 
@@ -178,16 +200,18 @@ api::Mount Mounts::create(const api::MountRequest& request) {
     const Claim claim(starting_, request.name.empty() ? std::vector<std::string>{request.mountpoint}
                                                       : std::vector<std::string>{request.mountpoint, request.name});
     std::optional<api::Mount> existing;
-    for (const api::Mount& mount : described()) {
+    for (api::Mount& mount : described()) {
+        const bool has_our_name = !request.name.empty() && mount.name == request.name;
+        if (has_our_name || mount.mountpoint == request.mountpoint) wait_for_end(mount);
         if (mount.running && mount.mountpoint == request.mountpoint) {
             throw Error(Errc::busy, request.mountpoint + ": mount " + mount.name + " is mounted there");
         }
-        if (!request.name.empty() && mount.name == request.name) existing = mount;
+        if (has_our_name) existing = mount;
     }
     if (!existing) {
         const api::Mount mount = describe(take_new(request));
         try {
-            if (request.start) start(mount);
+            if (request.start) start(mount, request.options);
         } catch (...) {  // Whatever it was: nothing was changed in it, so that nothing is lost.
             store_.discard_mount(mount.id);
             throw;
@@ -209,12 +233,12 @@ api::Mount Mounts::mount_again(const api::Mount& existing, const api::MountReque
     base.is_read_only = request.read_only;
     store::write_mount_base(existing.folder, base);
     const api::Mount mount = describe(existing.id);
-    if (request.start) start(mount);
+    if (request.start) start(mount, request.options);
     return describe(mount.id);
 }
 
-void Mounts::start(const api::Mount& mount) const {
-    ChildProcess program(mount_program_, {"--state", mount.folder, mount.mountpoint}, std::stop_token{});
+void Mounts::start(const api::Mount& mount, const std::string& options) const {
+    ChildProcess program(mount_program_, {"--state", mount.folder, "-o", options, mount.mountpoint}, std::stop_token{});
     program.run_to_end(kMaxProgramOutput);
 }
 

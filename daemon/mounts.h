@@ -38,7 +38,7 @@ private:
     std::vector<api::Mount> described() const;
     std::string take_new(const api::MountRequest& request);
     api::Mount mount_again(const api::Mount& existing, const api::MountRequest& request);
-    void start(const api::Mount& mount) const;
+    void start(const api::Mount& mount, const std::string& options) const;
 
     store::Store& store_;
     std::string mount_program_;

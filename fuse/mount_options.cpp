@@ -26,15 +26,17 @@ constexpr std::size_t kPathLimitBytes = 4095;
 
 // Mount flags and options of other programs that change nothing here.
 bool is_harmless(std::string_view name) {
-    constexpr std::array<std::string_view, 18> kNames = {"rw",          "default_permissions",
-                                                         "allow_other", "auto",
-                                                         "noauto",      "user",
-                                                         "nouser",      "users",
-                                                         "_netdev",     "nofail",
-                                                         "atime",       "noatime",
-                                                         "relatime",    "lazytime",
-                                                         "exec",        "sync",
-                                                         "async",       "defaults"};
+    constexpr std::array kNames = {"rw",       "default_permissions",
+                                   "auto",     "allow_other",
+                                   "noauto",   "user",
+                                   "nouser",   "users",
+                                   "_netdev",  "nofail",
+                                   "atime",    "diratime",
+                                   "relatime", "norelatime",
+                                   "lazytime", "strictatime",
+                                   "exec",     "nostrictatime",
+                                   "sync",     "nolazytime",
+                                   "async",    "defaults"};
     return std::ranges::find(kNames, name) != kNames.end();
 }
 
@@ -55,6 +57,8 @@ void apply_option(ServerOptions& options, const std::string& option) {
         options.allows_devices = name == "dev";
     } else if ((name == "suid" || name == "nosuid") && !value) {
         options.allows_set_id = name == "suid";
+    } else if ((name == "noexec" || name == "noatime" || name == "nodiratime") && !value) {
+        options.mount_flags.push_back(name);
     } else if (name == "cache" && value) {
         options.cache_bytes = parse_size(*value);
         if (options.cache_bytes < kLeastCacheBytes || options.cache_bytes > kMostCacheBytes) {

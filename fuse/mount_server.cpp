@@ -209,6 +209,7 @@ void MountServer::mount() {
                        .allows_others = is_root || user_may_allow_others("/etc/fuse.conf"),
                        .allows_set_id = is_root && options_.allows_set_id,
                        .allows_devices = is_root && options_.allows_devices,
+                       .flags = options_.mount_flags,
                        .is_debug = options_.is_debug});
 }
 
@@ -307,6 +308,7 @@ JsonObject MountServer::stats() {
     stats.flag("ok", true)
         .text("image", base_.image)
         .text("mountpoint", mountpoint_)
+        .flag("mounted", transport_->is_connected())
         .flag("read_only", is_read_only_)
         .number("pid", static_cast<std::uint64_t>(::getpid()))
         .number("since", static_cast<std::uint64_t>(since_))

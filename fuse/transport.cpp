@@ -67,6 +67,7 @@ std::string mount_options(const MountSpec& spec) {
     if (spec.allows_others) options += ",allow_other";
     if (spec.allows_set_id) options += ",suid";
     if (spec.allows_devices) options += ",dev";
+    for (const auto& flag : spec.flags) options += "," + flag;
     return options;
 }
 
@@ -140,6 +141,11 @@ Transport::Received Transport::receive(Inbox& inbox) noexcept {
 bool Transport::has_waiting_request() const noexcept {
     pollfd waiting{.fd = fd_, .events = POLLIN, .revents = 0};
     return ::poll(&waiting, 1, 0) > 0 && (waiting.revents & (POLLIN | POLLERR | POLLHUP)) != 0;
+}
+
+bool Transport::is_connected() const noexcept {
+    pollfd looked_at{.fd = fd_, .events = 0, .revents = 0};
+    return ::poll(&looked_at, 1, 0) == 0;
 }
 
 void Transport::process(Inbox& inbox) noexcept {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 struct fuse_session;
 struct fuse_lowlevel_ops;
@@ -27,7 +28,8 @@ struct MountSpec {
     bool allows_others = false;
     bool allows_set_id = false;
     bool allows_devices = false;
-    bool is_debug = false;  ///< libfuse writes each request to standard error.
+    std::vector<std::string> flags;  ///< Further ones of the kernel: noexec, noatime, nodiratime.
+    bool is_debug = false;           ///< libfuse writes each request to standard error.
 };
 
 /// One request as it came from the kernel. Lives until process() returns.
@@ -74,6 +76,9 @@ public:
     void process(Inbox& inbox) noexcept;
     /// True when a request waits to be received (readable), without receiving it.
     bool has_waiting_request() const noexcept;
+
+    /// False once it is unmounted everywhere, or was aborted: nothing will come any more.
+    bool is_connected() const noexcept;
 
     /// The request that this thread processes; only inside process().
     static const RawRequest& current() noexcept;
