@@ -300,7 +300,8 @@ Result<void> ChangeApplier::operator()(const change::Resize& resize) {
     const auto file = own_file(resize.node);
     if (!file) return std::unexpected(file.error());
     if (resize.size_bytes > kMaxFileBytes) return fail(EINVAL);
-    if (resize.size_bytes < get(*file).size_bytes) records_.remove_extents(*file, resize.size_bytes, kMaxFileBytes);
+    if (resize.size_bytes < get(*file).size_bytes && !is_kept(*file))
+        records_.remove_extents(*file, resize.size_bytes, kMaxFileBytes);
     InodeRecord& record = arena_.edit(*file);
     record.size_bytes = resize.size_bytes;
     record.view_size_bytes = std::min(record.view_size_bytes, resize.size_bytes);
@@ -313,9 +314,10 @@ Result<void> ChangeApplier::operator()(const change::Write& write) {
     if (write.size_bytes == 0 || !is_valid_range(write.offset_bytes, write.size_bytes) ||
         !is_valid_range(write.extent_offset_bytes, write.size_bytes))
         return fail(EINVAL);
-    records_.put_extent(*file, {.offset_bytes = write.offset_bytes,
-                                .size_bytes = write.size_bytes,
-                                .extent_offset_bytes = write.extent_offset_bytes});
+    if (!is_kept(*file))
+        records_.put_extent(*file, {.offset_bytes = write.offset_bytes,
+                                    .size_bytes = write.size_bytes,
+                                    .extent_offset_bytes = write.extent_offset_bytes});
     const std::uint64_t end = write.offset_bytes + write.size_bytes;
     if (end > get(*file).size_bytes) arena_.set(get(*file).size_bytes, end);
     return changed_data(*file, write.clears_privileges, write.time);
@@ -329,8 +331,8 @@ Result<void> ChangeApplier::operator()(const change::Zero& zero) {
         return fail(EINVAL);
     const std::uint64_t end = zero.offset_bytes + zero.size_bytes;
     const std::uint64_t view_end = std::min(end, get(*file).view_size_bytes);
-    records_.remove_extents(*file, zero.offset_bytes, end);
-    if (zero.offset_bytes < view_end)
+    if (!is_kept(*file)) records_.remove_extents(*file, zero.offset_bytes, end);
+    if (!is_kept(*file) && zero.offset_bytes < view_end)
         records_.put_extent(
             *file, {.offset_bytes = zero.offset_bytes, .size_bytes = view_end - zero.offset_bytes, .is_hole = true});
     arena_.set(get(*file).size_bytes, zero.new_size_bytes);

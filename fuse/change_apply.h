@@ -32,6 +32,8 @@ private:
     Result<Inode> own_directory(NodeId node);  ///< That still exists.
     Result<Inode> own_file(NodeId node);
     const InodeRecord& get(Inode inode) const { return arena_.get(inode); }
+    /// Its bytes lie in a file of the keeper's, and extents say nothing.
+    bool is_kept(Inode inode) const { return (get(inode).flags & InodeRecord::kKept) != 0; }
     void touch(Inode directory, const Timestamp& time);
     void add_links(Inode inode, int count);
     Result<void> unlink(Inode parent, NodeId node, const Timestamp& time);

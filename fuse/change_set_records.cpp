@@ -139,12 +139,37 @@ void ChangeSet::Records::drop_inode(Ref<InodeRecord> inode) {
         remove_extents(inode, 0, kMaxFileBytes);
     }
     drop_xattrs(inode);
-    if (record.link_target) {
-        arena_.release(record.link_target, arena_.get(record.link_target).size_bytes);
-        arena_.set(record.link_target, Ref<TextRecord>{});
-    }
+    drop_text(record.link_target);
+    drop_text(record.kept_name);
     inodes().erase(inode);
     arena_.release(inode);
+}
+
+void ChangeSet::Records::drop_text(const Ref<TextRecord>& text) {
+    if (!text) return;
+    arena_.release(text, arena_.get(text).size_bytes);
+    arena_.set(text, Ref<TextRecord>{});
+}
+
+void ChangeSet::Records::set_kept(Ref<InodeRecord> inode, NodeId parent, std::string_view name) {
+    drop_text(arena_.get(inode).kept_name);
+    InodeRecord& record = arena_.edit(inode);
+    record.flags &= ~InodeRecord::kKept;
+    record.kept_parent = parent;
+    if (name.empty()) return;
+    const auto text = arena_.allocate<TextRecord>(name.size());
+    arena_.fresh(text).size_bytes = static_cast<std::uint32_t>(name.size());
+    std::ranges::copy(name, text_behind(arena_.fresh(text)));
+    record.flags |= InodeRecord::kKept;
+    record.kept_name = text;
+}
+
+void ChangeSet::Records::set_number(NodeId node, std::uint64_t number) {
+    const Ref<InodeRecord> found = find_inode(node);
+    if (!found) return;
+    Arena::Transaction transaction(arena_);
+    arena_.set(arena_.get(found).number, number);
+    transaction.commit();
 }
 
 Result<std::uint64_t> ChangeSet::Records::entry_count(NodeId directory) const {
@@ -299,7 +324,7 @@ Result<void> ChangeSet::Records::own_xattrs(Ref<InodeRecord> inode) {
     const auto below = view_.xattrs(arena_.get(inode).node);
     if (!below) return std::unexpected(below.error());
     InodeRecord& record = arena_.edit(inode);
-    record.flags = InodeRecord::kOwnXattrs;
+    record.flags = (record.flags & InodeRecord::kKept) | InodeRecord::kOwnXattrs;
     for (auto at = below->rbegin(); at != below->rend(); ++at) add_xattr(record, at->first, at->second);
     return {};
 }

@@ -38,6 +38,7 @@ struct InodeRecord {
     static constexpr std::uint32_t kCapability = 2;  ///< Has security.capability, its own or the view's.
     static constexpr std::uint32_t kAccessAcl = 4;
     static constexpr std::uint32_t kDefaultAcl = 8;
+    static constexpr std::uint32_t kKept = 16;  ///< Lies in a file of the keeper's, at `kept_parent`, `kept_name`.
 
     std::uint64_t node;
     std::uint64_t number;  ///< st_ino; 0: the same as `node`.
@@ -62,12 +63,15 @@ struct InodeRecord {
     TreeRoot tree;                       ///< Of files: extents. Of folders: names by sequence number.
     Ref<XattrRecord> xattrs;
     Ref<TextRecord> link_target;  ///< Of new symlinks.
+    std::uint64_t kept_parent;    ///< Of kept inodes: the folder of the keeper's file, or one of its own places.
+    Ref<TextRecord> kept_name;    ///< Of kept inodes.
+    std::uint32_t reserved;
 
     std::uint64_t hash() const noexcept { return mix(node); }
     bool is_directory() const noexcept { return S_ISDIR(mode); }
     bool is_new() const noexcept { return node >= kFirstNewNode; }
 };
-static_assert(sizeof(Timestamp) == 16 && sizeof(InodeRecord) == 184);
+static_assert(sizeof(Timestamp) == 16 && sizeof(InodeRecord) == 200);
 
 /// A name of a folder that differs from the view's. Its bytes follow.
 struct NameRecord {
@@ -101,7 +105,7 @@ static_assert(sizeof(LookupRecord) == 24);
 
 /// The arena's first record.
 struct SetRecord {
-    static constexpr std::uint64_t kVersion = 2;
+    static constexpr std::uint64_t kVersion = 3;
     std::uint64_t version;
     std::uint64_t hash_seed;
     std::uint64_t next_node;
@@ -148,6 +152,9 @@ public:
     Ref<InodeRecord> make_inode(NodeId node);         ///< A new, empty record.
     void drop_inode(Ref<InodeRecord> inode);          ///< With its extents, xattrs and names.
     Result<std::uint64_t> entry_count(NodeId directory) const;
+    /// Where a kept inode's file lies from now on; an empty name: nowhere, it is not kept.
+    void set_kept(Ref<InodeRecord> inode, NodeId parent, std::string_view name);
+    void set_number(NodeId node, std::uint64_t number);  ///< Of an inode with a record.
 
     // Names. Counts of the folder's record are kept right; times and link counts are the caller's.
     Ref<NameRecord> find_name(NodeId directory, std::string_view name) const;
@@ -184,12 +191,15 @@ public:
     ArenaTree names_of(const InodeRecord& directory) const { return {arena_, directory.tree}; }
     Freed on_freed;
 
+    /// The inode's xattrs become its own, as the view has them.
+    Result<void> own_xattrs(Ref<InodeRecord> inode);
+
 private:
     std::uint32_t name_hash(NodeId directory, std::string_view name) const noexcept;
     void add_name(Ref<InodeRecord> directory, std::string_view name, bool is_in_view, NameTarget target);
     void drop_name(Ref<NameRecord> name);
     void drop_xattrs(Ref<InodeRecord> inode);
-    Result<void> own_xattrs(Ref<InodeRecord> inode);
+    void drop_text(const Ref<TextRecord>& text);
     void add_xattr(InodeRecord& inode, std::string_view name, std::string_view value);
 
     Arena& arena_;

@@ -8,6 +8,8 @@
 
 namespace lamina::unionfs {
 
+class FileKeeper;
+
 /// Makes a mount's changes last. The union calls, for one change, in this order and under its lock:
 ///   reserve (may fail: nothing has happened) -> place, for data (may fail) -> change applied to the arena -> append.
 /// After a successful reserve, append cannot fail towards its caller; a disk error there is remembered: from then on
@@ -15,6 +17,10 @@ namespace lamina::unionfs {
 class Keeper {
 public:
     virtual ~Keeper() = default;
+
+    /// Not null: changed inodes lie in files of the keeper's own (file_keeper.h); place, overwrite, load and release
+    /// are then never called.
+    virtual FileKeeper* files() noexcept { return nullptr; }
 
     /// Room for one record of up to `record_bytes` and `data_bytes` of file data. ENOSPC, EDQUOT, EROFS.
     virtual Result<void> reserve(std::uint64_t record_bytes, std::uint64_t data_bytes) = 0;

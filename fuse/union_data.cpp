@@ -76,6 +76,17 @@ Result<std::size_t> UnionFs::Impl::write_some(change::Write write, std::span<con
     return part.size();
 }
 
+/// The keeper has the bytes first, then the records say so. A full disk may take a part of them.
+Result<std::size_t> UnionFs::Impl::write_kept(change::Write write, std::span<const std::byte> data) {
+    write.size_bytes = data.size();
+    if (const auto reserved = reserve(write, data.size()); !reserved) return std::unexpected(reserved.error());
+    const auto written = files->write(write, data);
+    if (!written) return written;
+    write.size_bytes = *written;
+    if (const auto done = perform_kept(write); !done) return std::unexpected(done.error());
+    return written;
+}
+
 Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std::span<const std::byte> data,
                                    bool clears_privileges) {
     const std::lock_guard lock(impl_->mutex);
@@ -88,7 +99,8 @@ Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std:
     std::size_t done = 0;
     while (done < data.size()) {
         write.offset_bytes = offset_bytes + done;
-        const auto written = impl_->write_some(write, data.subspan(done));
+        const auto part = data.subspan(done);
+        const auto written = impl_->files ? impl_->write_kept(write, part) : impl_->write_some(write, part);
         if (!written) {
             if (done > 0) return done;  // What is written is written, as write(2) says.
             return written;
@@ -96,6 +108,18 @@ Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std:
         done += *written;
     }
     return done;
+}
+
+Result<void> UnionFs::Impl::allocate_kept(const Attributes& file, int mode, const FileKeeper::Range& range) {
+    const std::uint64_t end = range.offset_bytes + range.size_bytes;
+    const std::uint64_t new_size = (mode & FALLOC_FL_KEEP_SIZE) ? file.size_bytes : std::max(file.size_bytes, end);
+    const change::Zero zero{.node = file.node,
+                            .offset_bytes = end,  // The bytes are the keeper's: here only size and times count.
+                            .new_size_bytes = new_size,
+                            .time = clock()};
+    if (const auto reserved = reserve(zero, range.size_bytes); !reserved) return reserved;
+    if (const auto done = files->allocate(file.node, mode, range); !done) return done;
+    return perform_kept(zero);
 }
 
 Result<void> UnionFs::allocate(NodeId node, int mode, std::uint64_t offset_bytes, std::uint64_t size_bytes) {
@@ -110,6 +134,7 @@ Result<void> UnionFs::allocate(NodeId node, int mode, std::uint64_t offset_bytes
     if (mode != 0 && mode != FALLOC_FL_KEEP_SIZE && mode != kPunch && !is_zero) return fail(EOPNOTSUPP);
     if (size_bytes == 0) return fail(EINVAL);
     if (offset_bytes > kMaxFileBytes || size_bytes > kMaxFileBytes - offset_bytes) return fail(EFBIG);
+    if (impl_->files) return impl_->allocate_kept(*found, mode, {offset_bytes, size_bytes});
     const std::uint64_t end = offset_bytes + size_bytes;
     const std::uint64_t new_size = keeps_size ? found->size_bytes : std::max(found->size_bytes, end);
     const Timestamp now = impl_->clock();

@@ -6,7 +6,11 @@
 #include "fuse/dir_listing.h"
 #include "fuse/union_impl.h"
 
+#include <sys/uio.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <ctime>
 #include <utility>
 
@@ -52,6 +56,7 @@ UnionFs::Impl::Impl(const View& below, ChangeSet& change_set, Keeper* change_kee
       changes(change_set),
       records(change_set.records()),
       keeper(change_keeper),
+      files(change_keeper ? change_keeper->files() : nullptr),
       clock(time ? std::move(time) : Clock(real_time)) {
     changes.on_freed([this](std::uint64_t offset_bytes, std::uint64_t size_bytes) {
         freed_.push_back({offset_bytes, size_bytes});
@@ -108,14 +113,26 @@ Result<void> UnionFs::Impl::reserve(const change::Change& change, std::uint64_t 
 }
 
 Result<void> UnionFs::Impl::apply(const change::Change& change) {
+    if (files)
+        if (const auto acted = files->act(change); !acted) return acted;
+    return perform_kept(change);
+}
+
+Result<void> UnionFs::Impl::perform_kept(const change::Change& change) {
     if (const auto applied = changes.apply(change); !applied) return applied;
     keeper->append(change);
     release_freed();
     return {};
 }
 
+Result<Attributes> UnionFs::Impl::shown(NodeId node) const {
+    auto found = records.attributes(node);
+    if (found && is_kept(node)) files->complete(*found);
+    return found;
+}
+
 Result<Entry> UnionFs::Impl::entry(NodeId node) {
-    const auto found = records.attributes(node);
+    const auto found = shown(node);
     if (!found) return std::unexpected(found.error());
     if (keeper) records.add_lookup(node);  // Read-only: nothing is ever removed, so nothing need be counted.
     return Entry{.attributes = *found};
@@ -124,6 +141,7 @@ Result<Entry> UnionFs::Impl::entry(NodeId node) {
 void UnionFs::Impl::reap(NodeId node) {
     const InodeRecord* const inode = records.inode(node);
     if (!inode || inode->nlink != 0 || records.is_known(node)) return;
+    if (files) files->drop(node);
     changes.drop(node);
     release_freed();
 }
@@ -167,7 +185,7 @@ void UnionFs::forget(NodeId node, std::uint64_t count) {
 
 Result<Attributes> UnionFs::attributes(NodeId node) {
     const std::lock_guard lock(impl_->mutex);
-    return impl_->records.attributes(node);
+    return impl_->shown(node);
 }
 
 Result<std::string> UnionFs::link_target(NodeId node) {
@@ -177,6 +195,7 @@ Result<std::string> UnionFs::link_target(NodeId node) {
     if (!S_ISLNK(found->mode)) return fail(EINVAL);
     if (const InodeRecord* const inode = impl_->records.inode(node); inode && inode->link_target)
         return std::string(impl_->records.arena().get(inode->link_target).text());
+    if (impl_->is_kept(node)) return impl_->files->link_target(node);
     const auto target = impl_->view.link_target(node);
     if (!target) return std::unexpected(target.error());
     return std::string(*target);
@@ -204,6 +223,7 @@ Result<std::vector<UnionFs::Impl::Piece>> UnionFs::Impl::plan_read(NodeId node, 
     if (!found) return std::unexpected(found.error());
     if (offset_bytes >= found->size_bytes) return std::vector<Piece>{};
     const std::uint64_t end = offset_bytes + std::min(size_bytes, found->size_bytes - offset_bytes);
+    if (is_kept(node)) return std::vector{Piece{Piece::Source::kept, offset_bytes, end - offset_bytes, 0}};
     const InodeRecord* const inode = records.inode(node);
     if (!inode) return std::vector{Piece{Piece::Source::view, offset_bytes, end - offset_bytes, 0}};
     std::vector<Piece> pieces;
@@ -228,8 +248,33 @@ Result<std::vector<UnionFs::Impl::Piece>> UnionFs::Impl::plan_read(NodeId node, 
     return pieces;
 }
 
+namespace {
+
+/// Fewer bytes than asked only at the end of the file.
+Result<std::size_t> read_kept(int fd, std::uint64_t offset_bytes, std::span<std::byte> out) {
+    std::size_t done = 0;
+    while (done < out.size()) {
+        const auto count = ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset_bytes + done));
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return fail(errno);
+        if (count == 0) break;
+        done += static_cast<std::size_t>(count);
+    }
+    return done;
+}
+
+/// Whether the page cache has a byte of a file.
+bool is_cached(int fd, std::uint64_t offset_bytes) {
+    char byte = 0;
+    const iovec into{&byte, 1};
+    return ::preadv2(fd, &into, 1, static_cast<off_t>(offset_bytes), RWF_NOWAIT) >= 0;
+}
+
+}  // namespace
+
 Result<std::size_t> UnionFs::read(NodeId node, std::uint64_t offset_bytes, std::span<std::byte> out) {
     std::optional<Impl::Reader> reader;
+    FileKeeper::OpenFile kept;
     std::vector<Impl::Piece> pieces;
     {
         const std::lock_guard lock(impl_->mutex);
@@ -239,11 +284,19 @@ Result<std::size_t> UnionFs::read(NodeId node, std::uint64_t offset_bytes, std::
         using Source = Impl::Piece::Source;
         if (std::ranges::any_of(pieces, [](const auto& piece) { return piece.source == Source::extent; }))
             reader.emplace(impl_->keeper);
+        if (!pieces.empty() && pieces.front().source == Source::kept) {
+            auto opened = impl_->files->open(node);
+            if (!opened) return std::unexpected(opened.error());
+            kept = std::move(*opened);
+        }
     }
+    if (kept) return read_kept(kept->get(), offset_bytes, out.first(pieces.front().size_bytes));
     std::size_t done = 0;
     for (const Impl::Piece& piece : pieces) {
         const auto part = out.subspan(piece.offset_bytes - offset_bytes, piece.size_bytes);
         switch (piece.source) {
+            case Impl::Piece::Source::kept:  // Is the only piece.
+                break;
             case Impl::Piece::Source::zero:
                 std::ranges::fill(part, std::byte{0});
                 break;
@@ -268,6 +321,11 @@ bool UnionFs::read_is_warm(NodeId node, std::uint64_t offset_bytes, std::uint64_
     const auto pieces = impl_->plan_read(node, offset_bytes, size_bytes);
     if (!pieces) return true;  // The error needs no disk.
     return std::ranges::all_of(*pieces, [&](const Impl::Piece& piece) {
+        if (piece.source == Impl::Piece::Source::kept) {
+            const auto opened = impl_->files->open(node);
+            return !opened || (is_cached((*opened)->get(), piece.offset_bytes) &&
+                               is_cached((*opened)->get(), piece.offset_bytes + piece.size_bytes - 1));
+        }
         return piece.source != Impl::Piece::Source::view ||
                impl_->view.is_warm(node, piece.offset_bytes, piece.size_bytes);
     });
@@ -278,6 +336,14 @@ Result<std::uint64_t> UnionFs::seek(NodeId node, std::uint64_t offset_bytes, boo
     const auto found = impl_->file(node);
     if (!found) return std::unexpected(found.error());
     if (offset_bytes >= found->size_bytes) return fail(ENXIO);
+    if (impl_->is_kept(node)) {
+        const auto opened = impl_->files->open(node);
+        if (!opened) return std::unexpected(opened.error());
+        const off_t there =
+            ::lseek((*opened)->get(), static_cast<off_t>(offset_bytes), wants_data ? SEEK_DATA : SEEK_HOLE);
+        if (there < 0) return fail(errno);
+        return static_cast<std::uint64_t>(there);
+    }
     const InodeRecord* const inode = impl_->records.inode(node);
     const View& view = impl_->view;
     if (!inode) return wants_data ? view.seek_data(node, offset_bytes) : view.seek_hole(node, offset_bytes);

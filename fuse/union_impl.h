@@ -2,6 +2,7 @@
 
 #include "fuse/change_apply.h"
 #include "fuse/change_set_records.h"
+#include "fuse/file_keeper.h"
 #include "fuse/union_fs.h"
 
 #include <mutex>
@@ -20,6 +21,7 @@ public:
     ChangeSet& changes;
     ChangeSet::Records& records;
     Keeper* const keeper;
+    FileKeeper* const files;  ///< Null unless the keeper keeps files.
     const Clock clock;
     std::mutex mutex;  // Taken alone; the keeper's own locks come behind it.
 
@@ -34,13 +36,18 @@ public:
     Result<void> perform(const change::Change& change);
     Result<void> reserve(const change::Change& change, std::uint64_t data_bytes);
     Result<void> apply(const change::Change& change);
+    Result<void> perform_kept(const change::Change& change);  ///< Applied to the records: the files have it already.
     Result<std::size_t> write_some(change::Write write, std::span<const std::byte> data);
-    Result<Entry> entry(NodeId node);  ///< Counts a look-up.
-    void reap(NodeId node);            ///< Drops an inode without name that the kernel does not know.
+    Result<std::size_t> write_kept(change::Write write, std::span<const std::byte> data);
+    Result<void> allocate_kept(const Attributes& file, int mode, const FileKeeper::Range& range);
+    bool is_kept(NodeId node) const { return files && files->is_kept(node); }
+    Result<Attributes> shown(NodeId node) const;  ///< As stat(2) shows them.
+    Result<Entry> entry(NodeId node);             ///< Counts a look-up.
+    void reap(NodeId node);                       ///< Drops an inode without name that the kernel does not know.
 
-    /// A part of a read: from the view, from the extent file, or zeros.
+    /// A part of a read: from the view, from the extent file, from a kept file, or zeros.
     struct Piece {
-        enum class Source { view, extent, zero };
+        enum class Source { view, extent, kept, zero };
         Source source = Source::zero;
         std::uint64_t offset_bytes = 0;  ///< In the file.
         std::uint64_t size_bytes = 0;

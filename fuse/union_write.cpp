@@ -201,7 +201,7 @@ Result<Attributes> UnionFs::set_attributes(NodeId node, const AttributeChange& c
                          (change.size_bytes || !set.clears_privileges);
     if (!is_done)
         if (const auto done = impl_->perform(set); !done) return std::unexpected(done.error());
-    return impl_->records.attributes(node);
+    return impl_->shown(node);
 }
 
 namespace {

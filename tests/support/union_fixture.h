@@ -15,20 +15,10 @@
 
 namespace lamina::test {
 
-/// A union over a FakeView, with shorthands by path. Look-ups that a path takes are forgotten again.
-class UnionFixture {
+/// Shorthands by path for a union. Look-ups that a path takes are forgotten again.
+class UnionPaths {
 public:
     using NodeId = unionfs::NodeId;
-    UnionFixture() : UnionFixture([](FakeView&) {}) {}
-    explicit UnionFixture(const std::function<void(FakeView&)>& build) {
-        build(view);
-        arena = *unionfs::Arena::create();
-        changes = std::make_unique<unionfs::ChangeSet>(*arena, view);
-        fs = std::make_unique<unionfs::UnionFs>(view, *changes, &keeper, [this] {
-            now.nanoseconds = (now.nanoseconds + 1) % 1'000'000'000;
-            return now;
-        });
-    }
 
     /// 0: absent.
     NodeId find(std::string_view path) {
@@ -104,10 +94,7 @@ public:
         return result ? 0 : static_cast<int>(result.error());
     }
 
-    FakeView view;
-    FakeKeeper keeper;
     unionfs::Caller caller{.uid = 0, .gid = 0, .umask = 022};
-    unionfs::Timestamp now{.seconds = 5000, .nanoseconds = 0};
     std::unique_ptr<unionfs::Arena> arena;
     std::unique_ptr<unionfs::ChangeSet> changes;
     std::unique_ptr<unionfs::UnionFs> fs;
@@ -122,6 +109,25 @@ private:
         }
         return parts;
     }
+};
+
+/// A union over a FakeView.
+class UnionFixture : public UnionPaths {
+public:
+    UnionFixture() : UnionFixture([](FakeView&) {}) {}
+    explicit UnionFixture(const std::function<void(FakeView&)>& build) {
+        build(view);
+        arena = *unionfs::Arena::create();
+        changes = std::make_unique<unionfs::ChangeSet>(*arena, view);
+        fs = std::make_unique<unionfs::UnionFs>(view, *changes, &keeper, [this] {
+            now.nanoseconds = (now.nanoseconds + 1) % 1'000'000'000;
+            return now;
+        });
+    }
+
+    FakeView view;
+    FakeKeeper keeper;
+    unionfs::Timestamp now{.seconds = 5000, .nanoseconds = 0};
 };
 
 }  // namespace lamina::test
