@@ -1,0 +1,266 @@
+// Data, attributes and xattrs of inodes in the upper, and what the union asks of a keeper. Whatever is changed is
+// brought up first (copy_up.h), then the call is made on the upper's own inode. The change set is told afterwards where
+// things lie (append), because the record of a new inode is made between the two.
+#include "fuse/directory_keeper.h"
+
+#include "fuse/change_apply.h"
+#include "fuse/contain.h"
+
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+namespace lamina::unionfs {
+
+/// One function for each kind of change.
+struct ChangeActor {
+    DirectoryKeeper& keeper;
+    Result<void> operator()(const change::Make& make) { return keeper.make(make); }
+    Result<void> operator()(const change::Link& link) { return keeper.link(link); }
+    Result<void> operator()(const change::Remove& remove) { return keeper.remove(remove); }
+    Result<void> operator()(const change::Rename& rename) { return keeper.rename(rename); }
+    Result<void> operator()(const change::SetAttributes& set) { return keeper.set_attributes(set); }
+    Result<void> operator()(const change::Resize& resize) { return keeper.resize(resize); }
+    Result<void> operator()(const change::SetXattr& set) { return keeper.set_xattr(set); }
+    Result<void> operator()(const change::RemoveXattr& remove) { return keeper.remove_xattr(remove); }
+    // Writes come through write(), zeros through allocate(); the rest is of logs, and an upper has none.
+    template <class Other>
+    Result<void> operator()(const Other&) {
+        return fail(EINVAL);
+    }
+};
+
+DirectoryKeeper::DirectoryKeeper(StackView& view, ChangeSet& changes, Folders folders, Options options)
+    : view_(view),
+      changes_(changes),
+      records_(changes.records()),
+      upper_(std::move(folders.upper)),
+      options_(options),
+      tree_(view, changes, std::move(folders.work)),
+      copy_up_(tree_, {.is_volatile = options.is_volatile}) {}
+
+Result<void> DirectoryKeeper::act(const change::Change& change) {
+    moved_.clear();
+    made_number_ = 0;
+    return std::visit(ChangeActor{*this}, change);
+}
+
+void DirectoryKeeper::will_lie(NodeId node, std::optional<UpperTree::Place> place) {
+    moved_.emplace_back(node, std::move(place));
+}
+
+void DirectoryKeeper::append(const change::Change& change) noexcept {
+    for (const auto& [node, place] : moved_) (void)tree_.put(node, place);  // Without memory: ESTALE from now on.
+    moved_.clear();
+    const auto* const make = std::get_if<change::Make>(&change);
+    if (!make || made_number_ == 0) return;
+    (void)contain([&] { records_.set_number(make->node, made_number_); });
+}
+
+Result<void> DirectoryKeeper::sync() {
+    if (options_.is_volatile) return {};
+    if (::syncfs(upper_.get()) != 0) return fail(errno);
+    return {};
+}
+
+Keeper::Usage DirectoryKeeper::usage() const {
+    struct statvfs status {};
+    if (::fstatvfs(upper_.get(), &status) != 0) return {};
+    return {.available_bytes = status.f_bavail * status.f_frsize, .total_bytes = status.f_blocks * status.f_frsize};
+}
+
+bool DirectoryKeeper::is_kept(NodeId node) const {
+    if (const InodeRecord* const known = records_.inode(node); known && (known->flags & InodeRecord::kKept))
+        return true;
+    return tree_.is_kept(node) && !(node < kFirstNewNode && view_.is_metacopy(node));
+}
+
+// Open files.
+
+void DirectoryKeeper::remember(NodeId node, store::UniqueFd fd, bool is_writable) {
+    close_cached(node);
+    open_files_.push_front({node, std::make_shared<const store::UniqueFd>(std::move(fd)), is_writable});
+    open_by_node_[node] = open_files_.begin();
+    if (open_files_.size() <= options_.open_file_limit) return;
+    open_by_node_.erase(open_files_.back().node);
+    open_files_.pop_back();
+}
+
+void DirectoryKeeper::close_cached(NodeId node) noexcept {
+    const auto found = open_by_node_.find(node);
+    if (found == open_by_node_.end()) return;
+    open_files_.erase(found->second);
+    open_by_node_.erase(found);
+}
+
+/// For writing where that may be, so that the next write finds it open.
+Result<FileKeeper::OpenFile> DirectoryKeeper::open_cached(NodeId file, bool is_for_writing) {
+    const auto found = open_by_node_.find(file);
+    if (found != open_by_node_.end() && (found->second->is_writable || !is_for_writing)) {
+        open_files_.splice(open_files_.begin(), open_files_, found->second);
+        return found->second->file;
+    }
+    const auto at = tree_.spot(file);
+    if (!at) return std::unexpected(at.error());
+    constexpr int kFlags = O_NONBLOCK | O_NOCTTY;
+    bool is_writable = true;
+    auto fd = open_at(*at, O_RDWR | O_NOATIME | kFlags);
+    if (!fd && fd.error() == Errno{EPERM}) fd = open_at(*at, O_RDWR | kFlags);  // Not the owner's process.
+    if (!fd && !is_for_writing && (fd.error() == Errno{EACCES} || fd.error() == Errno{EPERM})) {
+        is_writable = false;
+        fd = open_at(*at, O_RDONLY | kFlags);
+    }
+    if (!fd) return std::unexpected(fd.error());
+    remember(file, std::move(*fd), is_writable);
+    return open_files_.front().file;
+}
+
+Result<FileKeeper::OpenFile> DirectoryKeeper::open(NodeId file) {
+    return open_cached(file, false);
+}
+
+Result<std::string> DirectoryKeeper::link_target(NodeId symlink) {
+    const auto at = tree_.spot(symlink);
+    if (!at) return std::unexpected(at.error());
+    return link_target_at(*at);
+}
+
+void DirectoryKeeper::complete(Attributes& attributes) const {
+    if (!tree_.is_kept(attributes.node)) return;
+    const auto open = open_by_node_.find(attributes.node);
+    const auto status =
+        open != open_by_node_.end() ? status_of(open->second->file->get()) : tree_.status(attributes.node);
+    if (!status) return;
+    attributes.atime = time_of(status->stx_atime);
+    attributes.mtime = time_of(status->stx_mtime);
+    attributes.ctime = time_of(status->stx_ctime);
+    if (status->stx_mask & STATX_BTIME) attributes.birth = time_of(status->stx_btime);
+    if (S_ISDIR(attributes.mode)) attributes.size_bytes = status->stx_size;
+    attributes.allocated_bytes = status->stx_blocks * 512;
+}
+
+void DirectoryKeeper::drop(NodeId node) noexcept {
+    close_cached(node);
+    const auto place = tree_.place(node);
+    if (!place || (place->parent != UpperTree::kInWork && place->parent != UpperTree::kInIndex)) return;
+    if (const auto at = tree_.spot(*place)) (void)unlink_at(*at);
+}
+
+// Data.
+
+/// False: the inode has no place in the upper and gets none, because it is a directory that was removed.
+Result<bool> DirectoryKeeper::bring_up(NodeId node, std::uint64_t size_limit_bytes) {
+    const auto found = records_.attributes(node);
+    if (!found) return std::unexpected(found.error());
+    if (S_ISDIR(found->mode) && found->nlink == 0) return false;
+    if (const auto brought = copy_up_.node(node, size_limit_bytes); !brought) return std::unexpected(brought.error());
+    if (const auto owned = tree_.own(node); !owned) return std::unexpected(owned.error());
+    return true;
+}
+
+/// What a change of data takes away. Before the change: an inode that is killed between the two has rather too few
+/// rights than too many.
+Result<void> DirectoryKeeper::clear_privileges(NodeId node, bool clears_set_ids, const UpperInode& inode) {
+    const auto found = records_.attributes(node);
+    if (!found) return std::unexpected(found.error());
+    if (clears_set_ids && without_set_ids(found->mode) != found->mode)
+        if (const auto set = inode.set_mode(without_set_ids(found->mode)); !set) return set;
+    const auto has = records_.has_xattr(node, InodeRecord::kCapability, kCapabilityXattr);
+    if (!has) return std::unexpected(has.error());
+    if (!*has) return {};
+    const auto removed = inode.remove_xattr(kCapabilityXattr);
+    if (!removed && removed.error() != Errno{ENODATA}) return removed;
+    return {};
+}
+
+Result<std::size_t> DirectoryKeeper::write(const change::Write& write, std::span<const std::byte> data) {
+    moved_.clear();
+    if (const auto brought = bring_up(write.node); !brought) return std::unexpected(brought.error());
+    const auto file = open_cached(write.node, true);
+    if (!file) return std::unexpected(file.error());
+    const auto cleared = clear_privileges(write.node, write.clears_privileges, UpperInode((*file)->get()));
+    if (!cleared) return std::unexpected(cleared.error());
+    return write_at((*file)->get(), write.offset_bytes, data);
+}
+
+Result<void> DirectoryKeeper::resize(const change::Resize& resize) {
+    if (const auto brought = bring_up(resize.node, resize.size_bytes); !brought)
+        return std::unexpected(brought.error());
+    const auto file = open_cached(resize.node, true);
+    if (!file) return std::unexpected(file.error());
+    const auto cleared = clear_privileges(resize.node, resize.clears_privileges, UpperInode((*file)->get()));
+    if (!cleared) return cleared;
+    return resize_file((*file)->get(), resize.size_bytes);
+}
+
+Result<void> DirectoryKeeper::allocate(NodeId file, int mode, const Range& range) {
+    moved_.clear();
+    if (const auto brought = bring_up(file); !brought) return std::unexpected(brought.error());
+    const auto opened = open_cached(file, true);
+    if (!opened) return std::unexpected(opened.error());
+    const int fd = (*opened)->get();
+    if (const auto cleared = clear_privileges(file, false, UpperInode(fd)); !cleared) return cleared;
+    const auto done = allocate_file(fd, mode, range.offset_bytes, range.size_bytes);
+    const bool zeroes = (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE;
+    if (done || done.error() != Errno{EOPNOTSUPP} || !zeroes) return done;
+    // Where zeros cannot be written so (tmpfs), a hole reads the same.
+    const auto status = status_of(fd);
+    if (!status) return std::unexpected(status.error());
+    const std::uint64_t end = range.offset_bytes + range.size_bytes;
+    if (!(mode & FALLOC_FL_KEEP_SIZE) && end > status->stx_size)
+        if (const auto grown = resize_file(fd, end); !grown) return grown;
+    return allocate_file(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, range.offset_bytes, range.size_bytes);
+}
+
+// Attributes.
+
+/// The mode that the records will say, also where the file system below drops bits by rules of its own at a chown.
+Result<void> DirectoryKeeper::set_attributes(const change::SetAttributes& set) {
+    const auto brought = bring_up(set.node);
+    if (!brought) return std::unexpected(brought.error());
+    if (!*brought) return {};
+    const auto before = records_.attributes(set.node);
+    if (!before) return std::unexpected(before.error());
+    const auto inode = tree_.inode(set.node);
+    if (!inode) return std::unexpected(inode.error());
+    std::uint32_t mode = set.mode ? (before->mode & S_IFMT) | (*set.mode & 07777) : before->mode;
+    if (set.clears_privileges) mode = without_set_ids(mode);
+    const bool is_new_owner = set.uid || set.gid;
+    constexpr std::uint32_t kKeep = ~std::uint32_t{0};
+    if (is_new_owner)
+        if (const auto done = inode->set_owner({set.uid.value_or(kKeep), set.gid.value_or(kKeep)}); !done) return done;
+    const bool may_have_lost_bits = is_new_owner && (mode & (S_ISUID | S_ISGID));
+    if (!S_ISLNK(mode) && (set.mode || mode != before->mode || may_have_lost_bits))
+        if (const auto done = inode->set_mode(mode); !done) return done;
+    if (set.clears_privileges)
+        if (const auto done = clear_privileges(set.node, false, *inode); !done) return done;
+    if (!set.atime && !set.mtime) return {};
+    return inode->set_times(set.atime, set.mtime);
+}
+
+Result<void> DirectoryKeeper::set_xattr(const change::SetXattr& set) {
+    if (!shown_xattr_name(stored_xattr_name(set.name))) return fail(EPERM);
+    const auto brought = bring_up(set.node);
+    if (!brought) return std::unexpected(brought.error());
+    if (!*brought) return {};
+    const auto inode = tree_.inode(set.node);
+    if (!inode) return std::unexpected(inode.error());
+    return inode->set_xattr(stored_xattr_name(set.name), set.value);
+}
+
+Result<void> DirectoryKeeper::remove_xattr(const change::RemoveXattr& remove) {
+    const auto brought = bring_up(remove.node);
+    if (!brought) return std::unexpected(brought.error());
+    if (!*brought) return {};
+    const auto inode = tree_.inode(remove.node);
+    if (!inode) return std::unexpected(inode.error());
+    const auto removed = inode->remove_xattr(stored_xattr_name(remove.name));
+    if (!removed && removed.error() != Errno{ENODATA}) return removed;
+    return {};
+}
+
+}  // namespace lamina::unionfs
