@@ -260,12 +260,13 @@ Result<bool> StackView::Impl::resolve_index(std::uint32_t node, FileRecord& file
     }
     auto marks = marks_of(index_folder.get(), name, sources.front(), false);
     if (!marks) return std::unexpected(marks.error());
+    const bool has_bytes_below = marks->is_metacopy && S_ISREG(stat.mode);
+    if (!has_bytes_below) file.data = {};
+    if (has_bytes_below && file.data.folder == 0) file.data = file.object;  // The lower file's own.
     file.object = {.identity = identity_of(*indexed), .folder = kIndexFolder, .name = records.texts.add(name)};
     file.index_name = file.object.name;
     file.nlink = indexed->nlink;
     if (marks->nlink) file.nlink = parse_nlink(*marks->nlink, indexed->nlink, stat.nlink).value_or(indexed->nlink);
-    if (marks->is_metacopy && S_ISREG(stat.mode))
-        if (const auto resolved = resolve_data(node, file, *marks); !resolved) return std::unexpected(resolved.error());
     finish_file(node, file, upper, true);
     links.emplace(lower, node);
     return true;

@@ -67,7 +67,7 @@ KernelOverlay::KernelOverlay(const Layers& layers, const std::string& options, c
 }
 
 KernelOverlay::~KernelOverlay() {
-    ::umount2(mountpoint_.c_str(), MNT_DETACH);
+    if (::umount2(mountpoint_.c_str(), 0) != 0) ::umount2(mountpoint_.c_str(), MNT_DETACH);
 }
 
 void run_script(const std::string& folder, const std::string& script) {
