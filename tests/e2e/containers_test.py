@@ -94,6 +94,7 @@ class BundleTest(StoreTest):
         self.lamina.call("umount", folder / "rootfs", "--discard")
         shutil.rmtree(folder)
 
+    @needs_root  # umoci's bundles of other owners; an ordinary user's are rootless, below.
     def test_every_field_is_umocis(self):
         for name in self.names:
             with self.subTest(name):
