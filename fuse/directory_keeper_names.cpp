@@ -166,7 +166,7 @@ Result<void> DirectoryKeeper::remove(const change::Remove& remove) {
     if (!found) return std::unexpected(found.error());
     if (found->node == 0) return fail(ENOENT);
     if (const auto owned = tree_.own(found->node); !owned) return owned;
-    const auto hides = view_.shows_below(remove.parent, remove.name);
+    const auto hides = tree_.shows_below(remove.parent, remove.name);
     if (!hides) return std::unexpected(hides.error());
     bool is_there = false;
     if (const auto at = tree_.spot(remove.parent, remove.name)) is_there = exists_at(*at);
@@ -248,7 +248,7 @@ Result<void> DirectoryKeeper::prepare_move(NodeId node, const UpperTree::Place& 
         if (!path) return std::unexpected(path.error());
         return inode->set_xattr(tree_.mark(kRedirectSuffix), *path);
     }
-    const auto shows = view_.shows_below(to.parent, to.name);
+    const auto shows = tree_.shows_below(to.parent, to.name);
     if (!shows) return std::unexpected(shows.error());
     if (!*shows) return {};
     return inode->set_xattr(tree_.mark(kOpaqueSuffix), "y");
@@ -294,7 +294,7 @@ Result<void> DirectoryKeeper::empty_target(NodeId directory, const Spot& at) {
 }
 
 Result<void> DirectoryKeeper::replace(const change::Rename& rename, const Move& move) {
-    const auto hides = view_.shows_below(rename.old_parent, rename.old_name);
+    const auto hides = tree_.shows_below(rename.old_parent, rename.old_name);
     if (!hides) return std::unexpected(hides.error());
     if (const auto marked = copy_up_.mark_links(move.moved.node, 'U'); !marked) return marked;
     const std::size_t moved_before = moved_.size();

@@ -46,6 +46,11 @@ public:
     Result<UpperInode> inode(NodeId node) const;  ///< To change its attributes.
     Result<struct statx> status(NodeId node) const;
 
+    /// Whether something of below would show under a name that is not in the upper.
+    Result<bool> shows_below(NodeId directory, std::string_view name) const {
+        return directory >= kFirstNewNode ? Result<bool>(false) : view_.shows_below(directory, name);
+    }
+
     /// Records where a node lies from now on; nullopt: not in the upper any more. A transaction of its own, or a part
     /// of the open one.
     Result<void> put(NodeId node, const std::optional<Place>& place);
