@@ -65,7 +65,6 @@ bool StackView::is_metacopy(NodeId file) const {
 }
 
 Result<bool> StackView::shows_below(NodeId directory, std::string_view name) const {
-    if (directory >= kFirstNewNode) return false;
     return impl_->guarded(directory, [&]() -> Result<bool> {
         if (const auto loaded = impl_->load(directory); !loaded) return std::unexpected(loaded.error());
         const StackRecords& records = impl_->records;

@@ -85,7 +85,7 @@ public:
     Result<std::optional<std::string>> index_name(NodeId node) const;
     /// Whether what lies in the upper has its bytes below.
     bool is_metacopy(NodeId file) const;
-    /// Whether something would show below under a name of a directory; in a new one nothing does.
+    /// Whether something would show below under a name of a directory.
     Result<bool> shows_below(NodeId directory, std::string_view name) const;
     /// Whether a directory has parts below: to be renamed it needs a redirect, and to be replaced an opaque mark.
     Result<bool> has_lower(NodeId directory) const;
