@@ -1,5 +1,6 @@
 #include "fuse/background.h"
 #include "fuse/control.h"
+#include "fuse/directory_server.h"
 #include "fuse/mount_options.h"
 #include "fuse/mount_reader.h"
 #include "fuse/mount_server.h"
@@ -24,9 +25,17 @@ int ask(const ServerOptions& options, const std::string& line) {
     return answer.starts_with("{\"ok\":true") ? 0 : 1;
 }
 
+int serve_folders(const ServerOptions& options) {
+    unionfs::DirectoryServer server(options);
+    auto background = unionfs::Background::go(!options.stays_in_foreground);
+    server.serve([&background] { background.ready(); });
+    return 0;
+}
+
 int serve(const ServerOptions& options) {
     unionfs::close_inherited_files();
     unionfs::fill_standard_files();
+    if (options.stack.is_wanted()) return serve_folders(options);
     auto background = unionfs::Background::go(!options.stays_in_foreground);
     unionfs::serve_mount(options, [&background] { background.ready(); });
     return 0;

@@ -66,17 +66,13 @@ void apply_option(ServerOptions& options, const std::string& option) {
         }
     } else if (name == "reader") {
         options.quiet_reader = reader_of(value.value_or(""));
-    } else if (!is_harmless(name)) {
+    } else if (!is_harmless(name) && !apply_stack_option(options.stack, name, value)) {
         options.warnings.push_back(fmt::format("option {} is not known and has no effect", name));
     }
 }
 
 void apply_options(ServerOptions& options, const std::string& list) {
-    for (std::size_t begin = 0; begin <= list.size();) {
-        const std::size_t end = std::min(list.find(',', begin), list.size());
-        if (end != begin) apply_option(options, list.substr(begin, end - begin));
-        begin = end + 1;
-    }
+    for (const std::string& option : split_options(list)) apply_option(options, option);
 }
 
 std::string checked_path(const std::string& path, std::string_view what) {
@@ -90,6 +86,11 @@ public:
     CommandLine(ServerOptions& options, const std::vector<std::string>& words) : options_(options), words_(words) {}
     void run() {
         while (at_ < words_.size()) take(words_[at_++]);
+        // mount(8) and its kind name a source in front of the mount point; it is what the mount is shown as.
+        if (places_.size() > 2) refuse(places_[2] + ": one mount point is enough");
+        options_.has_two_places = places_.size() == 2;
+        if (places_.size() == 2 && options_.stack.source_name.empty()) options_.stack.source_name = places_[0];
+        if (!places_.empty()) options_.mountpoint = checked_path(places_.back(), "mount point");
     }
 
 private:
@@ -122,30 +123,33 @@ private:
         } else if (word == "-f" || word == "-d") {
             options_.stays_in_foreground = true;
             options_.is_debug = options_.is_debug || word == "-d";
+        } else if (word == "-s") {
+            // Few threads are all there ever are.
         } else if (word == "--force") {
             options_.is_forced = true;
         } else if (word.starts_with("-")) {
             refuse(word + ": unknown option");
-        } else if (!options_.mountpoint.empty()) {
-            refuse(word + ": one mount point is enough");
         } else {
-            options_.mountpoint = checked_path(word, "mount point");
+            places_.push_back(word);
         }
     }
 
     ServerOptions& options_;
     const std::vector<std::string>& words_;
+    std::vector<std::string> places_;
     std::size_t at_ = 0;
 };
 
 }  // namespace
 
 const char* const kServerHelp =
-    "usage: lamina-fuse --state <store>/mounts/<id> [-o OPTIONS] [-f] [-d] MOUNTPOINT\n"
+    "usage: lamina-fuse -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTIONS] [-f] [-d] [SOURCE] MOUNTPOINT\n"
+    "       lamina-fuse --state <store>/mounts/<id> [-o OPTIONS] [-f] [-d] MOUNTPOINT\n"
     "       lamina-fuse --state <store>/mounts/<id> --stats | --sync | --stop [--force]\n"
     "       lamina-fuse --state <store>/mounts/<id> --diff | --export\n"
     "\n"
-    "Serves one mount of an image: reads <store>/mounts/<id>/base and what was changed before, mounts, and goes to "
+    "Serves one mount of folders, the first of them on top; the upper one takes all changes. Or of an image: reads "
+    "<store>/mounts/<id>/base and what was changed before, mounts, and goes to "
     "the\n"
     "background when the mount is usable. Ends by itself when it is unmounted, and on SIGTERM.\n"
     "\n"
@@ -181,7 +185,12 @@ ServerOptions parse_server_options(const std::vector<std::string>& arguments) {
     CommandLine(options, arguments).run();
     using Action = ServerOptions::Action;
     if (options.action == Action::help || options.action == Action::version) return options;
-    if (options.mount_folder.empty()) refuse("--state is missing");
+    const bool is_of_folders = options.stack.is_wanted();
+    if (options.mount_folder.empty() && !is_of_folders) refuse("--state or -o lowerdir= is missing");
+    if (is_of_folders && !options.mount_folder.empty()) refuse("--state and -o lowerdir= exclude each other");
+    if (is_of_folders && options.action != Action::serve) refuse("this can be asked of a mount with --state only");
+    if (is_of_folders && options.stack.lowers.empty()) refuse("-o lowerdir= is missing");
+    if (!is_of_folders && options.has_two_places) refuse("one mount point is enough");
     if (options.action == Action::serve && options.mountpoint.empty()) refuse("the mount point is missing");
     if (options.action != Action::serve && !options.mountpoint.empty()) {
         refuse(options.mountpoint + ": no mount point is wanted here");

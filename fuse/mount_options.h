@@ -1,6 +1,7 @@
 #pragma once
 
 #include "fuse/reading_threads.h"
+#include "fuse/stack_options.h"
 
 #include <cstdint>
 #include <string>
@@ -12,8 +13,10 @@ namespace lamina::unionfs {
 struct ServerOptions {
     enum class Action { serve, stats, stop, sync, diff, export_layer, version, help };
     Action action = Action::serve;
-    std::string mount_folder;  ///< --state: <store root>/mounts/<id>.
+    std::string mount_folder;  ///< --state: <store root>/mounts/<id>. Empty: a mount of folders.
+    StackMountOptions stack;   ///< Of one of folders.
     std::string mountpoint;
+    bool has_two_places = false;                           ///< A source stood before the mount point.
     bool stays_in_foreground = false;                      ///< -f, -d
     bool is_debug = false;                                 ///< -d
     bool is_forced = false;                                ///< --force: stop also when files are open.

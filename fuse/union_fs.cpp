@@ -4,7 +4,6 @@
 #include "fuse/union_fs.h"
 
 #include "fuse/dir_listing.h"
-#include "fuse/posix_acl.h"
 #include "fuse/union_impl.h"
 
 #include <sys/uio.h>
@@ -50,16 +49,6 @@ Result<void> check_name(std::string_view name) {
     if (name.size() > kMaxNameBytes) return fail(ENAMETOOLONG);
     if (!is_valid_name(name)) return fail(EINVAL);
     return {};
-}
-
-Result<void> check_xattr_name(std::string_view name) {
-    if (name == kAccessAclXattr || name == kDefaultAclXattr) return {};
-    for (const std::string_view space : {"user.", "trusted.", "security."}) {
-        if (!name.starts_with(space)) continue;
-        if (name.size() == space.size()) return fail(EINVAL);
-        return {};
-    }
-    return fail(EOPNOTSUPP);
 }
 
 UnionFs::Impl::Impl(const View& below, ChangeSet& change_set, Keeper* change_keeper, Clock time)
@@ -385,9 +374,8 @@ Result<std::string> UnionFs::xattr(NodeId node, std::string_view name) {
     const std::lock_guard lock(impl_->mutex);
     const auto value = impl_->records.xattr(node, name);
     if (!value) return std::unexpected(value.error());
-    if (*value) return std::string(**value);
-    if (const auto checked = check_xattr_name(name); !checked) return std::unexpected(checked.error());
-    return fail(ENODATA);
+    if (!*value) return fail(ENODATA);
+    return std::string(**value);
 }
 
 Result<std::string> UnionFs::xattr_names(NodeId node) {

@@ -1,5 +1,6 @@
 #include "fuse/mount_options.h"
 
+#include "fuse/mount_context.h"
 #include "store/error.h"
 #include "support/catch.h"
 
@@ -40,9 +41,9 @@ TEST_CASE("options may be joined, repeated, empty and in any order", "[mount_opt
 }
 
 TEST_CASE("an unknown -o option is a warning, not an error", "[mount_options]") {
-    const auto options = parse({"--state", "/s", "-o", "rw,fsync=0,private,noatime", "/mnt"});
+    const auto options = parse({"--state", "/s", "-o", "rw,fsync=0,private,noatime,made-up=1", "/mnt"});
     REQUIRE(options.warnings.size() == 2);
-    CHECK(options.warnings[0] == "option fsync is not known and has no effect");
+    CHECK(options.warnings[0] == "option private is not known and has no effect");
 }
 
 TEST_CASE("a wrong command line is refused with what is wrong", "[mount_options]") {
@@ -51,8 +52,8 @@ TEST_CASE("a wrong command line is refused with what is wrong", "[mount_options]
         std::string why;
     };
     const std::vector<Case> cases = {
-        {Words{}, "--state is missing"},
-        {{"/mnt"}, "--state is missing"},
+        {Words{}, "--state or -o lowerdir= is missing"},
+        {{"/mnt"}, "--state or -o lowerdir= is missing"},
         {{"--state", "/s"}, "mount point is missing"},
         {{"--state"}, "a value is missing"},
         {{"--state", ""}, "a path of"},
@@ -66,6 +67,19 @@ TEST_CASE("a wrong command line is refused with what is wrong", "[mount_options]
         {{"--state", "/s", "/mnt", "-x"}, "unknown option"},
         {{"--state", "/s", "/mnt", "--stop"}, "no mount point is wanted"},
         {{"--state", "/s", "--stop", "--stats"}, "more than one thing"},
+        {{"-o", "lowerdir=/a"}, "mount point is missing"},
+        {{"-o", "lowerdir=/a", "/b", "/c", "/d"}, "one mount point"},
+        {{"--state", "/s", "-o", "lowerdir=/a", "/m"}, "exclude each other"},
+        {{"--stop", "-o", "lowerdir=/a"}, "with --state only"},
+        {{"-o", "lowerdir=", "/m"}, "no folder is named"},
+        {{"-o", "lowerdir=::", "/m"}, "no folder is named"},
+        {{"-o", "upperdir=/u,workdir=/w", "/m"}, "-o lowerdir= is missing"},
+        {{"-o", "lowerdir=/a,upperdir=", "/m"}, "no folder is named"},
+        {{"-o", "lowerdir=/a,uidmapping=0:1", "/m"}, "ID:SHOWN:COUNT"},
+        {{"-o", "lowerdir=/a,gidmapping=a:b:c", "/m"}, "not a number"},
+        {{"-o", "lowerdir=/a,squash_to_uid=-1", "/m"}, "not a number"},
+        {{"-o", "lowerdir=/a,squash_to_gid=4294967296", "/m"}, "not a number"},
+        {{"-o", "lowerdir=/a,xattr_permissions=3", "/m"}, "xattr_permissions"},
     };
 
     for (const auto& wrong : cases) {
@@ -78,6 +92,58 @@ TEST_CASE("a wrong command line is refused with what is wrong", "[mount_options]
             CHECK(std::string(error.what()).find(wrong.why) != std::string::npos);
         }
     }
+}
+
+TEST_CASE("a mount of folders is called as fuse-overlayfs is", "[mount_options]") {
+    const auto options = parse({"-o",
+                                "lowerdir=l/A:l/B:/c,upperdir=/u,workdir=/w,,volatile,uidmapping=:0:100000:65536,"
+                                "gidmapping=0:1:2:3:4:5,xattr_permissions=2,context=\"system:x,y\",",
+                                "/mnt"});
+    CHECK(options.warnings.empty());
+    CHECK(options.stack.lowers == Words{"l/A", "l/B", "/c"});
+    CHECK(options.stack.upper == "/u");
+    CHECK(options.stack.work == "/w");
+    CHECK(options.stack.is_volatile);
+    CHECK(options.stack.override_stat == OverrideStat::containers);
+    REQUIRE(options.stack.uids.size() == 1);
+    CHECK(options.stack.uids[0].shown == 100000);
+    CHECK(options.stack.uids[0].count == 65536);
+    REQUIRE(options.stack.gids.size() == 2);
+    CHECK(options.stack.gids[1].kept == 3);
+    CHECK(options.mountpoint == "/mnt");
+}
+
+TEST_CASE("names of folders may hold colons, commas and backslashes", "[mount_options]") {
+    const auto options =
+        parse({"-o", R"(lowerdir=a\:b:c\,d:e\\f::g",upperdir=u\,\:,workdir=w,fsname=x\,y)", "src", "/m"});
+    CHECK(options.stack.lowers == Words{"a:b", "c,d", R"(e\f)", "g\""});
+    CHECK(options.stack.upper == "u,:");
+    CHECK(options.stack.source_name == "x,y");
+    CHECK(parse({"src", "/m", "-o", "lowerdir=/a"}).stack.source_name == "src");
+}
+
+TEST_CASE("option lists of any length are taken", "[mount_options]") {
+    std::string list = "lowerdir=";
+    for (int number = 0; number < 500; ++number)
+        list += "/a/long/path/to/a/layer/of/many/" + std::to_string(number) + ":";
+    CHECK(parse({"-o", list + ",volatile", "/m"}).stack.lowers.size() == 500);
+}
+
+TEST_CASE("ids are shown as mapped, and what no range holds is nobody's", "[mount_options]") {
+    const IdMap map{.ranges = {{.kept = 0, .shown = 1000, .count = 1}, {.kept = 1, .shown = 100000, .count = 10}},
+                    .is_closed = true};
+    CHECK(map.shown(0) == 1000);
+    CHECK(map.shown(10) == 100009);
+    CHECK(map.shown(11) == IdMap::kOverflow);
+    CHECK(map.kept(1000) == 0);
+    CHECK(map.kept(100009) == 10);
+    CHECK(map.kept(5) == IdMap::kOverflow);
+    const IdMap squashed{.squashed_to = 7, .own = 3};
+    CHECK(squashed.shown(0) == 7);
+    CHECK(squashed.kept(7) == 3);
+    CHECK(IdMap::root_as(1000).shown(0) == 1000);
+    CHECK(IdMap::root_as(1000).kept(1000) == 0);
+    CHECK(IdMap::root_as(1000).shown(5) == 5);
 }
 
 TEST_CASE("help and version need nothing else", "[mount_options]") {
