@@ -17,6 +17,11 @@ constexpr std::size_t kBigWriteBytes = 64 * 1024;
 /// One COPY_FILE_RANGE does no more: the kernel asks again for the rest, and can be interrupted in between.
 constexpr std::size_t kCopyLimitBytes = 16 << 20;
 
+/// The fields of a SETATTR that libfuse passes on.
+constexpr int kAllFields = FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_SIZE |
+                           FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_CTIME | FUSE_SET_ATTR_ATIME_NOW |
+                           FUSE_SET_ATTR_MTIME_NOW;
+
 Caller caller_of(fuse_req_t request) {
     const fuse_ctx* const context = ::fuse_req_ctx(request);
     const OwnerMap& owners = context_of(request).owners;
@@ -64,10 +69,31 @@ AttributeChange to_change(const OwnerMap& owners, const struct stat& attributes,
     return change;
 }
 
+/// A SETATTR without a field is a chown that changes neither owner, or goes before a change of the file's bytes that
+/// takes its privileges. The kernel does not say which, nor which privileges. Root's keep set-id bits where only
+/// capabilities went before; who could not write to the file takes none.
+Result<void> resolve_empty(fuse_req_t request, fuse_ino_t node, AttributeChange& change) {
+    constexpr std::uint32_t kOthersWrite = S_IWGRP | S_IWOTH;
+    constexpr std::uint32_t kSetIds = S_ISUID | S_ISGID;
+    MountContext& context = context_of(request);
+    const Caller caller = caller_of(request);
+    const auto attributes = context.fs->attributes(node);
+    if (!attributes) return std::unexpected(attributes.error());
+    const bool is_owner = caller.uid == 0 || caller.uid == attributes->uid;
+    const bool has_set_ids = !S_ISDIR(attributes->mode) && (attributes->mode & kSetIds) != 0;
+    if (!is_owner && has_set_ids && (attributes->mode & kOthersWrite) == 0) return fail(EPERM);
+    change.clears_privileges = caller.uid != 0 || context.stripped_node != node;
+    context.stripped_node = 0;
+    change.ctime = now();
+    return {};
+}
+
 void op_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attributes, int valid, fuse_file_info*) {
-    answer(request, [&] {
+    answer(request, [&]() -> Result<Attributes> {
         AttributeChange change = to_change(context_of(request).owners, *attributes, valid);
         change.clears_privileges = setattr_kills_privileges();
+        if ((valid & kAllFields) == 0)
+            if (const auto known = resolve_empty(request, node, change); !known) return std::unexpected(known.error());
         return union_of(request).set_attributes(node, change);
     });
 }
@@ -185,7 +211,10 @@ void op_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, 
 }
 
 void op_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {
-    answer(request, [&] { return union_of(request).remove_xattr(node, name); });
+    answer(request, [&] {
+        if (name == std::string_view("security.capability")) context_of(request).stripped_node = node;
+        return union_of(request).remove_xattr(node, name);
+    });
 }
 
 }  // namespace

@@ -87,10 +87,23 @@ void op_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, std::siz
     });
 }
 
+// Names that only the privileged may read are shown to nobody else; the kernel leaves this to us.
+std::string without_trusted(const std::string& names) {
+    std::string shown;
+    for (std::size_t at = 0; at < names.size();) {
+        const std::string_view name(names.c_str() + at);
+        if (!name.starts_with("trusted.")) shown.append(name).push_back('\0');
+        at += name.size() + 1;
+    }
+    return shown;
+}
+
 void op_listxattr(fuse_req_t request, fuse_ino_t node, std::size_t room) {
     answer(request, [&]() -> Result<SizedValue> {
         if (context_of(request).has_no_xattrs) return fail(ENOSYS);
-        return sized(union_of(request).xattr_names(node), room);
+        auto names = union_of(request).xattr_names(node);
+        if (names && ::fuse_req_ctx(request)->uid != 0) names = without_trusted(*names);
+        return sized(std::move(names), room);
     });
 }
 

@@ -145,7 +145,8 @@ Result<void> UnionFs::allocate(NodeId node, int mode, std::uint64_t offset_bytes
                                            .new_size_bytes = new_size,
                                            .time = now});
     if (size_bytes > impl_->keeper->usage().available_bytes) return fail(ENOSPC);
-    if (new_size == found->size_bytes) return {};
+    if (new_size == found->size_bytes)  // Space changes no bytes, but the times: as local file systems have it.
+        return impl_->perform(change::SetAttributes{.node = node, .mtime = now, .ctime = now});
     return impl_->perform(change::Resize{.node = node, .size_bytes = new_size, .time = now});
 }
 

@@ -4,6 +4,7 @@
 #include "fuse/union_fs.h"
 
 #include "fuse/dir_listing.h"
+#include "fuse/posix_acl.h"
 #include "fuse/union_impl.h"
 
 #include <sys/uio.h>
@@ -49,6 +50,16 @@ Result<void> check_name(std::string_view name) {
     if (name.size() > kMaxNameBytes) return fail(ENAMETOOLONG);
     if (!is_valid_name(name)) return fail(EINVAL);
     return {};
+}
+
+Result<void> check_xattr_name(std::string_view name) {
+    if (name == kAccessAclXattr || name == kDefaultAclXattr) return {};
+    for (const std::string_view space : {"user.", "trusted.", "security."}) {
+        if (!name.starts_with(space)) continue;
+        if (name.size() == space.size()) return fail(EINVAL);
+        return {};
+    }
+    return fail(EOPNOTSUPP);
 }
 
 UnionFs::Impl::Impl(const View& below, ChangeSet& change_set, Keeper* change_keeper, Clock time)
@@ -374,8 +385,9 @@ Result<std::string> UnionFs::xattr(NodeId node, std::string_view name) {
     const std::lock_guard lock(impl_->mutex);
     const auto value = impl_->records.xattr(node, name);
     if (!value) return std::unexpected(value.error());
-    if (!*value) return fail(ENODATA);
-    return std::string(**value);
+    if (*value) return std::string(**value);
+    if (const auto checked = check_xattr_name(name); !checked) return std::unexpected(checked.error());
+    return fail(ENODATA);
 }
 
 Result<std::string> UnionFs::xattr_names(NodeId node) {

@@ -79,4 +79,8 @@ private:
 /// ENOENT for an empty name, ENAMETOOLONG, EINVAL for one that cannot be a name.
 Result<void> check_name(std::string_view name);
 
+/// EOPNOTSUPP for a name in no namespace that local file systems have (user., trusted., security., the two ACLs);
+/// EINVAL for a namespace alone.
+Result<void> check_xattr_name(std::string_view name);
+
 }  // namespace lamina::unionfs

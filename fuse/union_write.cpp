@@ -209,10 +209,15 @@ namespace {
 /// What setting an xattr comes to after the rules for ACLs.
 enum class XattrStep { set, remove };
 
+bool is_acl(std::string_view name) {
+    return name == kAccessAclXattr || name == kDefaultAclXattr;
+}
+
 Result<XattrStep> check_xattr(const Attributes& inode, std::string_view name, std::string_view value) {
     if (name.empty() || name.size() > kMaxXattrNameBytes || name.find('\0') != name.npos) return fail(ERANGE);
+    if (const auto checked = check_xattr_name(name); !checked) return std::unexpected(checked.error());
     if (value.size() > kMaxXattrValueBytes) return fail(E2BIG);
-    if (name != kAccessAclXattr && name != kDefaultAclXattr) return XattrStep::set;
+    if (!is_acl(name)) return XattrStep::set;
     if (S_ISLNK(inode.mode)) return fail(EOPNOTSUPP);
     if (value.empty()) return XattrStep::remove;
     const auto acl = PosixAcl::parse(value);
@@ -234,14 +239,17 @@ Result<void> UnionFs::set_xattr(NodeId node, std::string_view name, std::string_
     if (!step) return std::unexpected(step.error());
     const auto all = impl_->records.xattrs(node);
     if (!all) return std::unexpected(all.error());
-    const bool is_there = std::ranges::any_of(*all, [&](const auto& xattr) { return xattr.first == name; });
+    const auto old = std::ranges::find_if(*all, [&](const auto& xattr) { return xattr.first == name; });
+    const bool is_there = old != all->end();
     if ((flags & XATTR_CREATE) && is_there) return fail(EEXIST);
     if ((flags & XATTR_REPLACE) && !is_there) return fail(ENODATA);
     std::uint64_t list_bytes = name.size() + 1;
     for (const auto& xattr : *all) list_bytes += xattr.first.size() + 1;
     if (!is_there && list_bytes > kMaxXattrListBytes) return fail(ENOSPC);
+    if (is_there && !is_acl(name) && old->second == value) return {};  // Nothing changes, not even ctime.
     const Timestamp now = impl_->clock();
-    if (clears_set_gid && (found->mode & S_ISGID)) {  // First: better without the bit than with a wider ACL.
+    if (clears_set_gid && name == kAccessAclXattr &&
+        (found->mode & S_ISGID)) {  // First: better without the bit than with a wider ACL.
         const change::SetAttributes set{
             .node = node, .mode = found->mode & 07777 & ~std::uint32_t{S_ISGID}, .ctime = now};
         if (const auto done = impl_->perform(set); !done) return done;
@@ -255,8 +263,10 @@ Result<void> UnionFs::set_xattr(NodeId node, std::string_view name, std::string_
 Result<void> UnionFs::remove_xattr(NodeId node, std::string_view name) {
     const std::lock_guard lock(impl_->mutex);
     if (const auto can = impl_->can_change(); !can) return can;
+    if (const auto checked = check_xattr_name(name); !checked) return checked;
     const auto value = impl_->records.xattr(node, name);
     if (!value) return std::unexpected(value.error());
+    if (!*value && is_acl(name)) return {};
     if (!*value) return fail(ENODATA);
     return impl_->perform(change::RemoveXattr{.node = node, .name = name, .time = impl_->clock()});
 }

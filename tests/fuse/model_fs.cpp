@@ -152,6 +152,7 @@ int ModelFs::set_xattr(Node& node, const std::string& name, const std::string& v
     const bool is_there = node.xattrs.contains(name);
     if ((flags & XATTR_CREATE) && is_there) return EEXIST;
     if ((flags & XATTR_REPLACE) && !is_there) return ENODATA;
+    if (is_there && node.xattrs[name] == value) return 0;
     node.xattrs[name] = value;
     node.ctime = now;
     return 0;

@@ -118,7 +118,10 @@ private:
             return answer(at_.fs->set_xattr(node, words[2], words[3], flags));
         }
         if (words[0] == "removexattr") return answer(at_.fs->remove_xattr(node, words[2]));
-        if (words[0] == "getxattr") return at_.fs->xattr(node, words[2]).value_or("ENODATA");
+        if (words[0] == "getxattr") {
+            const auto value = at_.fs->xattr(node, words[2]);
+            return value ? *value : answer(value);
+        }
         if (words[0] != "xattrs") return kNotMine;
         const std::string text = *at_.fs->xattr_names(node);
         std::set<std::string> names;

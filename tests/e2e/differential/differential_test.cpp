@@ -1,0 +1,126 @@
+// Random programs of system calls, on ext4 and on a mount of ours: the same answers, the same tree, live and after a
+// remount. By hand:
+//
+//     LAMINA_DIFFERENTIAL_PROGRAMS=20000 LAMINA_DIFFERENTIAL_SEED=1 differential_test
+//     LAMINA_DIFFERENTIAL_SCRIPT=FILE differential_test     one program, as a failed test has written it, call by call
+#include "e2e/differential/batch.h"
+#include "support/catch.h"
+#include "support/loop_disk.h"
+#include "support/real_mount.h"
+#include "support/temp_dir.h"
+
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+using namespace lamina;
+using namespace lamina::test::differential;
+
+namespace {
+
+constexpr unsigned kUsualPrograms = 2000;
+constexpr unsigned kBatch = 25;
+constexpr unsigned kDiskMegabytes = 1024;  // Smaller ones get smaller blocks, and with them less room for xattrs.
+
+unsigned number_from(const char* variable, unsigned otherwise) {
+    const char* const text = std::getenv(variable);
+    return text ? static_cast<unsigned>(std::strtoul(text, nullptr, 10)) : otherwise;
+}
+
+bool can_compare() {
+    if (!test::can_mount()) return false;
+    if (test::LoopDisk::is_possible()) return true;
+    WARN("SKIPPED: needs root and loop devices, for an ext4 of its own and processes of two users");
+    return false;
+}
+
+/// An ext4 whose reads move no access time, as in a mount of ours.
+class Reference {
+public:
+    Reference() : disk_(kDiskMegabytes) {
+        REQUIRE(::mount(nullptr, disk_.path().c_str(), nullptr, MS_REMOUNT | MS_NOATIME, nullptr) == 0);
+    }
+    /// An empty folder; what was there goes.
+    std::string fresh() {
+        const std::string folder = disk_.path() + "/programs";
+        std::filesystem::remove_all(folder);
+        std::filesystem::create_directory(folder);
+        return folder;
+    }
+
+private:
+    test::LoopDisk disk_;
+};
+
+void report(const Program& program, const std::string& difference, Reference& reference, const SideMaker& make_side) {
+    const auto shrunk =
+        shrink(program, [&](const Program& smaller) { return run_batch({smaller}, reference.fresh(), make_side)[0]; });
+    const std::string file = "/var/tmp/lamina-differential-" + std::to_string(program.seed);
+    std::ofstream(file) << to_text(shrunk.program);
+    INFO("LAMINA_DIFFERENTIAL_SEED=" << program.seed << ": " << difference);
+    INFO((shrunk.fails ? "shrunk: " + shrunk.difference : "does not fail alone: run the seeds before it, too"));
+    INFO("LAMINA_DIFFERENTIAL_SCRIPT=" << file << "\n" << to_text(shrunk.program));
+    CHECK(false);
+}
+
+void run_programs(const SideMaker& make_side, unsigned programs) {
+    Reference reference;
+    const unsigned first = number_from("LAMINA_DIFFERENTIAL_SEED", 1);
+    constexpr unsigned kReports = 5;
+    unsigned reports = 0;
+    for (unsigned seed = first; seed < first + programs && reports < kReports; seed += kBatch) {
+        std::vector<Program> batch;
+        for (unsigned i = seed; i < std::min(seed + kBatch, first + programs); ++i) batch.push_back(random_program(i));
+        const auto found = run_batch(batch, reference.fresh(), make_side);
+        for (std::size_t i = 0; i < batch.size() && reports < kReports; ++i) {
+            if (found[i].empty()) continue;
+            report(batch[i], found[i], reference, make_side);
+            ++reports;
+        }
+    }
+}
+
+void run_script(const SideMaker& make_side, const std::string& file) {
+    std::ostringstream text;
+    text << std::ifstream(file).rdbuf();
+    const Program program = parse_program(text.str());
+    Reference reference;
+    const auto found = run_batch({program}, reference.fresh(), make_side,
+                                 [](const Call& call, const std::string& there, const std::string& here) {
+                                     std::cout << to_text(call) << "\n    there: " << there << "\n     here: " << here
+                                               << "\n";
+                                 });
+    INFO(found[0]);
+    CHECK(found[0].empty());
+}
+
+/// Memory, where there is some: programs call fsync and O_SYNC a lot, and nothing here is about power cuts.
+void use_fast_folder() {
+    if (::access("/dev/shm", W_OK) == 0) ::setenv("TMPDIR", "/dev/shm", 0);
+}
+
+void run_all(const SideMaker& make_side) {
+    use_fast_folder();
+    if (const char* const script = std::getenv("LAMINA_DIFFERENTIAL_SCRIPT")) return run_script(make_side, script);
+    run_programs(make_side, number_from("LAMINA_DIFFERENTIAL_PROGRAMS", kUsualPrograms));
+}
+
+}  // namespace
+
+TEST_CASE("a program as text is the same program", "[differential]") {
+    for (unsigned seed = 1; seed < 50; ++seed) {
+        const std::string text = to_text(random_program(seed));
+        CHECK(to_text(parse_program(text)) == text);
+    }
+    CHECK_THROWS(parse_program("lower d"));
+    CHECK_THROWS(parse_program("2 open"));
+}
+
+TEST_CASE("random programs are answered by a mount of an image as by ext4", "[e2e][differential][image]") {
+    if (can_compare()) run_all(make_image_side);
+}

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "e2e/differential/program.h"
+
+#include <string>
+#include <vector>
+
+namespace lamina::test::differential {
+
+/// Makes what lies below a program in a folder that is not there yet: as the reference has it. Throws
+/// std::system_error.
+void write_folder(const std::vector<LowerEntry>& lower, const std::string& folder);
+
+/// The same for several programs, each in a folder of its own name, as a layer tar.
+struct NamedLower {
+    std::string folder;
+    const std::vector<LowerEntry>* lower = nullptr;
+};
+std::string layer_of(const std::vector<NamedLower>& programs);
+
+}  // namespace lamina::test::differential
