@@ -164,6 +164,11 @@ void ChangeSet::Records::set_kept(Ref<InodeRecord> inode, NodeId parent, std::st
     record.kept_name = text;
 }
 
+void ChangeSet::Records::set_data_below(Ref<InodeRecord> inode, bool is_below) {
+    const std::uint32_t others = arena_.get(inode).flags & ~InodeRecord::kDataBelow;
+    arena_.set(arena_.get(inode).flags, others | (is_below ? InodeRecord::kDataBelow : 0));
+}
+
 void ChangeSet::Records::set_number(NodeId node, std::uint64_t number) {
     const Ref<InodeRecord> found = find_inode(node);
     if (!found) return;
@@ -324,7 +329,8 @@ Result<void> ChangeSet::Records::own_xattrs(Ref<InodeRecord> inode) {
     const auto below = view_.xattrs(arena_.get(inode).node);
     if (!below) return std::unexpected(below.error());
     InodeRecord& record = arena_.edit(inode);
-    record.flags = (record.flags & InodeRecord::kKept) | InodeRecord::kOwnXattrs;
+    constexpr std::uint32_t kOfTheKeeper = InodeRecord::kKept | InodeRecord::kDataBelow;
+    record.flags = (record.flags & kOfTheKeeper) | InodeRecord::kOwnXattrs;
     for (auto at = below->rbegin(); at != below->rend(); ++at) add_xattr(record, at->first, at->second);
     return {};
 }

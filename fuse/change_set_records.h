@@ -38,7 +38,8 @@ struct InodeRecord {
     static constexpr std::uint32_t kCapability = 2;  ///< Has security.capability, its own or the view's.
     static constexpr std::uint32_t kAccessAcl = 4;
     static constexpr std::uint32_t kDefaultAcl = 8;
-    static constexpr std::uint32_t kKept = 16;  ///< Lies in a file of the keeper's, at `kept_parent`, `kept_name`.
+    static constexpr std::uint32_t kKept = 16;       ///< Lies in a file of the keeper's, at `kept_parent`, `kept_name`.
+    static constexpr std::uint32_t kDataBelow = 32;  ///< Kept, but its bytes are still the view's (metacopy).
 
     std::uint64_t node;
     std::uint64_t number;  ///< st_ino; 0: the same as `node`.
@@ -154,6 +155,7 @@ public:
     Result<std::uint64_t> entry_count(NodeId directory) const;
     /// Where a kept inode's file lies from now on; an empty name: nowhere, it is not kept.
     void set_kept(Ref<InodeRecord> inode, NodeId parent, std::string_view name);
+    void set_data_below(Ref<InodeRecord> inode, bool is_below);
     void set_number(NodeId node, std::uint64_t number);  ///< Of an inode with a record.
 
     // Names. Counts of the folder's record are kept right; times and link counts are the caller's.

@@ -259,9 +259,7 @@ Result<void> CopyUp::copy_from_view(NodeId node, int to, std::uint64_t size_byte
 
 /// A file of the upper whose data is still below (metacopy). The mark goes when the data is whole.
 Result<void> CopyUp::complete_data(NodeId node) {
-    if (node >= kFirstNewNode || !tree_.view().is_metacopy(node)) return {};
-    const InodeRecord* const known = tree_.records().inode(node);
-    if (known && (known->flags & InodeRecord::kKept)) return {};  // Done before.
+    if (!tree_.has_data_below(node)) return {};
     const auto at = tree_.spot(node);
     if (!at) return std::unexpected(at.error());
     const auto before = status_of(*at);
@@ -274,7 +272,7 @@ Result<void> CopyUp::complete_data(NodeId node) {
     if (!options_.is_volatile)
         if (const auto synced = sync_data(file->get()); !synced) return synced;
     if (const auto unmarked = inode.remove_xattr(tree_.mark(kMetacopySuffix)); !unmarked) return unmarked;
-    return tree_.own(node);
+    return tree_.data_is_whole(node);
 }
 
 Result<void> CopyUp::copy_attributes(NodeId node, const UpperInode& to) const {

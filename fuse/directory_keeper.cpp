@@ -74,9 +74,9 @@ Keeper::Usage DirectoryKeeper::usage() const {
 }
 
 bool DirectoryKeeper::is_kept(NodeId node) const {
-    if (const InodeRecord* const known = records_.inode(node); known && (known->flags & InodeRecord::kKept))
-        return true;
-    return tree_.is_kept(node) && !(node < kFirstNewNode && view_.is_metacopy(node));
+    const InodeRecord* const known = records_.inode(node);
+    if (known && (known->flags & InodeRecord::kKept)) return !(known->flags & InodeRecord::kDataBelow);
+    return tree_.is_kept(node) && !tree_.has_data_below(node);
 }
 
 // Open files.

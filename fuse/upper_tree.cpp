@@ -1,5 +1,7 @@
 #include "fuse/upper_tree.h"
 
+#include "fuse/contain.h"
+
 #include <dirent.h>
 #include <sys/sysmacros.h>
 
@@ -159,11 +161,27 @@ Result<void> UpperTree::own(NodeId node) {
         if (!inode) return std::unexpected(inode.error());
         if (const auto owned = records_.own_xattrs(*inode); !owned) return owned;
         if (node != kRootNode) records_.set_kept(*inode, found->parent, found->name);
+        if (view_.is_metacopy(node)) records_.set_data_below(*inode, true);
         transaction.commit();
         return {};
     } catch (const store::Error& error) {
         return std::unexpected(errno_for(error.code()));
     }
+}
+
+bool UpperTree::has_data_below(NodeId node) const {
+    const InodeRecord* const known = records_.inode(node);
+    if (known && (known->flags & InodeRecord::kKept)) return (known->flags & InodeRecord::kDataBelow) != 0;
+    return node < kFirstNewNode && is_kept(node) && view_.is_metacopy(node);
+}
+
+Result<void> UpperTree::data_is_whole(NodeId node) {
+    if (const auto owned = own(node); !owned) return owned;
+    return contain([&] {
+        Arena::Transaction transaction(records_.arena());
+        records_.set_data_below(records_.find_inode(node), false);
+        transaction.commit();
+    });
 }
 
 std::string UpperTree::work_name(NodeId node) {

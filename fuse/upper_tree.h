@@ -58,6 +58,9 @@ public:
     /// long as the inode's file stays as and where it is. Before the first change of such an inode.
     Result<void> own(NodeId node);
 
+    bool has_data_below(NodeId node) const;  ///< Is in the upper, but its bytes are not (metacopy).
+    Result<void> data_is_whole(NodeId node);
+
     static std::string work_name(NodeId node);
     Spot work(std::string name) const { return {work_, std::move(name)}; }
     Spot index(std::string name) const { return {index_, std::move(name)}; }

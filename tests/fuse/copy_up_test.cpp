@@ -341,3 +341,43 @@ TEST_CASE("a full upper is an error of the call, and leaves nothing half-made", 
     }
     ::umount2(disk.c_str(), MNT_DETACH);
 }
+
+TEST_CASE("a file whose data is still below is read there until its data changes, whatever becomes of its names",
+          "[fuse][upper][copyup]") {
+    if (!test::KernelOverlay::is_possible()) {
+        WARN("SKIPPED: the kernel's overlayfs cannot be mounted here");
+        return;
+    }
+    Stage stage([](const std::string& directory) {
+        for (const char* name : {"/written", "/removed", "/moved", "/first", "/second"})
+            write_file(directory + name, "from below");
+    });
+    stage.at.reset();
+    {
+        const test::KernelMount kernel(stage.folders, "redirect_dir=on,index=on,metacopy=on");
+        for (const char* name : {"/d/written", "/d/removed", "/d/moved", "/d/first", "/d/second"})
+            REQUIRE(::chmod((kernel.path() + name).c_str(), 0600) == 0);
+    }
+    REQUIRE(read_file(stage.upper("d/written")) == std::string(10, '\0'));
+    stage.at = std::make_unique<test::DirectoryUnion>(stage.folders);
+    CHECK(stage.at->read("/d/written") == "from below");
+    CHECK(*stage.at->write("/d/written", 0, "FROM") == 4);
+    CHECK(stage.at->read("/d/written") == "FROM below");
+    const auto held = stage.at->fs->lookup(stage.at->find("/d"), "removed");
+    REQUIRE(stage.at->unlink("/d/removed") == 0);
+    CHECK(stage.at->read_node((*held)->attributes.node) == "from below");
+    REQUIRE(stage.at->rename("/d/moved", "/moved") == 0);
+    REQUIRE(stage.at->rename("/d/first", "/d/second", {.exchange = true}) == 0);
+    for (int round = 0; round < 2; ++round) {
+        for (const char* name : {"/moved", "/d/first", "/d/second"}) {
+            CHECK(stage.at->read(name) == "from below");
+            CHECK(stage.at->stat(name).mode == (S_IFREG | 0600));
+        }
+        CHECK(stage.at->read("/d/written") == "FROM below");
+        stage.remount();
+    }
+    stage.at.reset();
+    const test::KernelMount kernel(stage.folders);  // Without metacopy: all that was moved is whole.
+    CHECK(read_file(kernel.path() + "/moved") == "from below");
+    CHECK(read_file(kernel.path() + "/d/written") == "FROM below");
+}

@@ -51,8 +51,18 @@ public:
         test::DirectoryUnion again(folders_);
         expect(test::difference(numbers_, test::union_manifest(again, {.has_times = true, .has_numbers = true})));
     }
-    void check_by_kernel() {
-        const test::KernelMount kernel(folders_);
+    /// The kernel goes on with the upper, and leaves what only it makes: files whose data is still below.
+    void session_by_kernel(int steps) {
+        const test::KernelMount kernel(folders_, "redirect_dir=on,index=on,metacopy=on");
+        test::FolderTarget target(kernel.path());
+        has_handles_ = false;
+        script_ += "-- by the kernel\n";
+        for (int step = 0; step < steps; ++step) one_step(target);
+        script_ += "--\n";
+        has_handles_ = true;
+    }
+    void check_by_kernel(const std::string& options = "redirect_dir=on,index=on") {
+        const test::KernelMount kernel(folders_, options);
         expect(test::difference(test::folder_manifest(plain_folder_, {.has_times = false}),
                                 test::folder_manifest(kernel.path(), {.has_times = false})));
     }
@@ -64,10 +74,13 @@ private:
     std::string one_of(const std::vector<std::string>& all) {
         return all[pick(static_cast<std::uint32_t>(all.size()))];
     }
-    /// A path whose last name is of a kind: files and folders, symlinks, or fifos.
+    /// A path whose last name is of a kind: files and folders, symlinks, or fifos. Mostly in a folder that is there.
     std::string path(const std::string& letters = "abcd") {
         std::string text;
-        for (std::uint32_t depth = pick(3); depth > 0; --depth) text += std::string("/") + "abcd"[pick(4)];
+        for (std::uint32_t depth = pick(4); depth > 0; --depth) {
+            const std::string next = text + "/" + "abcd"[pick(4)];
+            if (pick(20) == 0 || plain_->run({"type", next}) == "dir") text = next;
+        }
         return text + "/" + letters[pick(static_cast<std::uint32_t>(letters.size()))];
     }
     std::string text() { return std::string(1 + pick(20), static_cast<char>('A' + pick(26))); }
@@ -153,7 +166,7 @@ private:
                 if (type == "file") both(target, {one_of({"read", "nlink", "mode", "size"}), at});
                 return;
             default:
-                return use_handle(target, type == "file" ? at : "");
+                if (has_handles_) use_handle(target, type == "file" ? at : "");
         }
     }
     void use_handle(test::UnionTarget& target, const std::string& file) {
@@ -201,6 +214,7 @@ private:
     std::string plain_folder_;
     std::unique_ptr<test::FolderTarget> plain_;
     std::set<std::string> open_;
+    bool has_handles_ = true;
     std::string script_;
     std::vector<std::string> numbers_;
 };
@@ -224,6 +238,29 @@ TEST_CASE("random programs do to a union over an upper directory what they do to
             program.session(60);
             program.check_again();
             if (has_kernel) program.check_by_kernel();
+        }
+    }
+}
+
+TEST_CASE("the union and the kernel's overlayfs take turns on one upper", "[fuse][upper][random]") {
+    ::umask(022);
+    if (!test::KernelOverlay::is_possible()) {
+        WARN("SKIPPED: the kernel's overlayfs cannot be mounted here");
+        return;
+    }
+    const char* const wanted = std::getenv("LAMINA_RANDOM_PROGRAMS");
+    const unsigned programs = wanted ? static_cast<unsigned>(std::atoi(wanted)) : 60;
+    const char* const first = std::getenv("LAMINA_RANDOM_SEED");
+    const unsigned base = first ? static_cast<unsigned>(std::atoi(first)) : 1;
+    for (unsigned seed = base; seed < base + programs; ++seed) {
+        INFO("LAMINA_RANDOM_SEED=" << seed);
+        const test::TempDir folder("/dev/shm");
+        UpperProgram program(seed, folder.path());
+        for (int round = 0; round < 2; ++round) {
+            program.session_by_kernel(60);
+            program.session(60);
+            program.check_again();
+            program.check_by_kernel("redirect_dir=on,index=on,metacopy=on");
         }
     }
 }
