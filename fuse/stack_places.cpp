@@ -246,6 +246,9 @@ void StackView::moved(NodeId node, NodeId parent, std::string_view name) {
 void StackView::gone(NodeId node) {
     const std::lock_guard lock(impl_->mutex);
     impl_->moved.erase(node);
+    // What takes the place of a directory that is emptied is another one.
+    if (const std::uint32_t folder = impl_->first_upper_folder(node); folder != 0)
+        impl_->records.folders[folder].identity = {};
     impl_->descriptors.drop(kUpperKey | node);
     impl_->descriptors.drop(kDataKey | node);
 }

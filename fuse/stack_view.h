@@ -105,7 +105,8 @@ public:
     /// directory that it has made, which this view needs to find what lies below. Parent 0: the folder work/ in the
     /// work folder (an open file without a name).
     void moved(NodeId node, NodeId parent, std::string_view name);
-    void gone(NodeId node);  ///< Not in the upper any more: its place and descriptors are forgotten.
+    /// Not in the upper any more, or another inode in its place: its place, identity and descriptors are forgotten.
+    void gone(NodeId node);
     /// A directory of the upper (0: the folder work/ in the work folder), by its present place, O_PATH; ENOENT when it
     /// does not lie there. From the cache of descriptors: one that is open goes with its directory when that is
     /// renamed.

@@ -63,7 +63,7 @@ void RandomFolder::change_names(std::uint32_t kind) {
             ::renameat2(AT_FDCWD, existing().c_str(), AT_FDCWD, existing().c_str(), RENAME_EXCHANGE);
             break;
         case 7:
-            static_cast<void>(!::link(existing().c_str(), at.c_str()));
+            if (makes_links_) static_cast<void>(!::link(existing().c_str(), at.c_str()));
             break;
         default: {
             const std::string gone = existing();

@@ -11,7 +11,8 @@ namespace lamina::test {
 /// left as it is.
 class RandomFolder {
 public:
-    RandomFolder(std::string root, std::uint32_t seed) : root_(std::move(root)), random_(seed) {}
+    RandomFolder(std::string root, std::uint32_t seed, bool makes_links = true)
+        : root_(std::move(root)), random_(seed), makes_links_(makes_links) {}
     void change(int steps);
     /// Whiteouts and opaque marks as the kernel's overlayfs has them: for a folder that will be a lower.
     void add_marks(int count);
@@ -28,6 +29,7 @@ private:
 
     std::string root_;
     std::mt19937 random_;
+    bool makes_links_;
 };
 
 }  // namespace lamina::test
