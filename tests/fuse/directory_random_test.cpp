@@ -138,7 +138,10 @@ void run_round(const std::string& reference, const test::DirectoryFolders& folde
     }
     if (!test::KernelOverlay::is_possible()) return;
     const test::KernelMount kernel(folders, "redirect_dir=on,index=on");
-    REQUIRE(test::difference(test::folder_manifest(kernel.path(), untimed), expected) == "");
+    auto shown = test::folder_manifest(kernel.path(), untimed);
+    // Where only one layer has a directory, overlayfs lists its whiteouts.
+    std::erase_if(shown, [](const std::string& line) { return line.ends_with(" error " + std::to_string(ENOENT)); });
+    REQUIRE(test::difference(shown, expected) == "");
 }
 
 /// Lowers, of which reference/ has what they show. With several lowers without hard links: of those, names that are
@@ -155,7 +158,7 @@ test::DirectoryFolders make_stack(const test::TempDir& folder, std::uint32_t see
     }
     if (has_several) {
         const test::KernelOverlay mounted({.lowers = folders.lowers, .upper = {}, .work = {}}, "", folder / "merged");
-        // Where only one layer has a directory, overlayfs lists its whiteouts, and cp complains.
+        // It lists whiteouts where only one layer has a directory, and cp complains.
         test::run_script(folder.path(), "cp -a merged reference || true");
     } else {
         test::run_script(folder.path(), "cp -a lower0 reference");
@@ -165,11 +168,11 @@ test::DirectoryFolders make_stack(const test::TempDir& folder, std::uint32_t see
 
 }  // namespace
 
-TEST_CASE("a union over directories answers and shows what a plain folder does, for random commands and mounts",
+TEST_CASE("a union over random lowers, of several layers with marks too, answers and shows what a plain folder does",
           "[fuse][upper][random]") {
     ::umask(022);
     const int begin = setting("LAMINA_UPPER_FIRST_SEED", 1);
-    for (int seed = begin; seed < begin + setting("LAMINA_UPPER_SEEDS", 12); ++seed) {
+    for (int seed = begin; seed < begin + setting("LAMINA_UPPER_SEEDS", 8); ++seed) {
         CAPTURE(seed);
         const test::TempDir folder;
         const auto folders = make_stack(folder, static_cast<std::uint32_t>(seed));
