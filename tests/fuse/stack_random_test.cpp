@@ -35,7 +35,7 @@ void check_same(const StackFolders& stack, const std::string& options) {
 
 int seed_count() {
     const char* const text = std::getenv("LAMINA_STACK_SEEDS");
-    return text == nullptr ? 25 : std::atoi(text);
+    return text == nullptr ? 12 : std::atoi(text);
 }
 
 }  // namespace

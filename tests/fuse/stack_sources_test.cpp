@@ -26,6 +26,9 @@ using test::StackFolders;
 
 namespace {
 
+/// For many files: what is tested is not the disk.
+constexpr const char* kQuickFolder = "/dev/shm";
+
 bool kernel_is_missing() {
     if (KernelOverlay::is_possible()) return false;
     WARN("SKIPPED: overlayfs cannot be mounted here");
@@ -94,7 +97,7 @@ private:
 
 TEST_CASE("500 lowers are merged as overlayfs merges them", "[fuse][stack][large]") {
     if (kernel_is_missing()) return;
-    StackFolders stack(500);
+    StackFolders stack(500, kQuickFolder);
     for (std::size_t number = 0; number < stack.lowers.size(); ++number) {
         const std::string lower = stack / stack.lowers[number];
         std::filesystem::create_directories(lower + "/all/each" + std::to_string(number % 7));
@@ -112,7 +115,7 @@ TEST_CASE("500 lowers are merged as overlayfs merges them", "[fuse][stack][large
 }
 
 TEST_CASE("100,000 files are walked with 1,024 descriptors, and few are open", "[fuse][stack][large]") {
-    StackFolders stack(2);
+    StackFolders stack(2, kQuickFolder);
     stack.script(R"(
         python3 - <<'EOF'
 import os
@@ -144,7 +147,7 @@ EOF
 }
 
 TEST_CASE("a directory of 20,000 entries is listed and looked up in linear time", "[fuse][stack][large]") {
-    StackFolders stack(2);
+    StackFolders stack(2, kQuickFolder);
     for (int number = 0; number < 20'000; ++number) std::ofstream(stack / ("lower1/f" + std::to_string(number)));
     const auto view = stack.view();
     const auto begin = std::chrono::steady_clock::now();
@@ -154,7 +157,7 @@ TEST_CASE("a directory of 20,000 entries is listed and looked up in linear time"
 }
 
 TEST_CASE("paths deeper than PATH_MAX are reached", "[fuse][stack][large]") {
-    StackFolders stack(2);
+    StackFolders stack(2, kQuickFolder);
     constexpr int kDepth = 1500;
     {
         store::UniqueFd at(::open((stack / "lower1").c_str(), O_PATH | O_CLOEXEC));
