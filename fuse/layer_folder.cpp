@@ -19,6 +19,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <memory>
 
 namespace lamina::unionfs::layer {
 namespace {
@@ -129,7 +130,7 @@ Result<void> list_folder(int folder_fd, const std::function<Result<void>(const L
     if (!opened && opened.error() == Errno{EPERM}) opened = open_in(folder_fd, {}, O_RDONLY | O_DIRECTORY);
     if (!opened) return std::unexpected(opened.error());
     constexpr std::size_t kRoomBytes = 64 << 10;
-    const auto room = std::make_unique<char[]>(kRoomBytes);
+    const auto room = std::make_unique_for_overwrite<char[]>(kRoomBytes);
     while (true) {
         const long got = ::syscall(SYS_getdents64, opened->get(), room.get(), kRoomBytes);
         if (got < 0) return fail(errno);

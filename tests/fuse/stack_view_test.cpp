@@ -106,6 +106,35 @@ TEST_CASE("an upper that the kernel changed shows as the kernel shows it", "[fus
     check_same(stack, "redirect_dir=on,metacopy=on,index=on");
 }
 
+TEST_CASE("an upper that a user namespace's overlayfs changed shows as the kernel shows it", "[fuse][stack]") {
+    if (kernel_is_missing()) return;
+    StackFolders stack(2);
+    stack.script(R"(
+        mkdir -p lower0/dir lower0/gone lower1/dir lower0/again; echo 0 >lower0/dir/f; echo 1 >lower1/dir/g
+        echo x >lower0/gone/x; echo old >lower0/again/old; ln lower0/dir/f lower0/linked
+    )");
+    try {
+        stack.script(R"(
+            unshare -Urm sh -ec '
+            mount -t overlay -o userxattr,lowerdir=lower0:lower1,upperdir=upper,workdir=work overlay merged
+            cd merged; chmod 600 dir/g; echo more >>dir/f; rm -r gone again; mkdir again; echo new >again/new
+            setfattr -n user.mine -v 1 dir/g; mv dir/g dir/h'
+        )");
+    } catch (const std::runtime_error& error) {
+        WARN("SKIPPED: no overlayfs in user namespaces here: " << error.what());
+        return;
+    }
+    stack.use_upper();
+    std::string kernel;
+    {
+        const KernelOverlay mounted(stack.layers(), "userxattr", stack / "merged");
+        kernel = manifest_of(mounted.path());
+    }
+    OverlayXattrs user;
+    user.is_user = true;
+    CHECK(first_difference(manifest_of(*stack.view(user)), kernel) == "");
+}
+
 TEST_CASE("the marks of AUFS and of fuse-overlayfs hide what is below, and nothing beside", "[fuse][stack]") {
     StackFolders stack(2);
     stack.script(R"(
