@@ -89,7 +89,12 @@ Result<void> CopyUp::put_quietly(const Spot& built, NodeId parent, const Spot& a
     mark_impure(parent);
     const auto before = status_of(at.fd());
     if (!before) return std::unexpected(before.error());
-    if (const auto put = is_link ? link_at(built, at) : rename_at(built, at, RENAME_NOREPLACE); !put) return put;
+    const auto name_it = [&] { return is_link ? link_at(built, at) : rename_at(built, at, RENAME_NOREPLACE); };
+    auto put = name_it();
+    if (!put && put.error() == Errno{EACCES})
+        put = with_permission(UpperInode::open({at.folder, "."}),
+                              [&] { return with_permission(UpperInode::open(built), name_it); });
+    if (!put) return put;
     const auto folder = UpperInode::open({at.folder, "."});
     if (folder) (void)folder->set_times(time_of(before->stx_atime), time_of(before->stx_mtime));
     return {};
@@ -125,6 +130,7 @@ Result<void> CopyUp::node(NodeId node, std::uint64_t size_limit_bytes) {
         }
         if (const auto put = tree_.put(node, UpperTree::Place{UpperTree::kInIndex, *index}); !put) return put;
         if (at) (void)put_quietly(tree_.index(*index), (*visible)->parent, *at, true);
+        (void)mark_links(node, 'U');  // For a reader that cannot open file handles, and so cannot ask below.
         return {};
     }
     if (!at) return tree_.put(node, UpperTree::Place{UpperTree::kInWork, built.name});
@@ -145,6 +151,7 @@ Result<Spot> CopyUp::name(NodeId node, NodeId parent, std::string_view name) {
     if (!place) return std::unexpected(place.error());
     if (const auto marked = mark_links(node, 'L'); !marked) return std::unexpected(marked.error());
     if (const auto put = put_quietly(*place, parent, at, true); !put) return std::unexpected(put.error());
+    (void)mark_links(node, 'U');
     return at;
 }
 

@@ -107,13 +107,20 @@ Result<FileKeeper::OpenFile> DirectoryKeeper::open_cached(NodeId file, bool is_f
     const auto at = tree_.spot(file);
     if (!at) return std::unexpected(at.error());
     constexpr int kFlags = O_NONBLOCK | O_NOCTTY;
+    const auto open_for = [&](int access) {
+        auto fd = open_at(*at, access | O_NOATIME | kFlags);
+        if (!fd && fd.error() == Errno{EPERM}) fd = open_at(*at, access | kFlags);  // Not the owner's process.
+        return fd;
+    };
     bool is_writable = true;
-    auto fd = open_at(*at, O_RDWR | O_NOATIME | kFlags);
-    if (!fd && fd.error() == Errno{EPERM}) fd = open_at(*at, O_RDWR | kFlags);  // Not the owner's process.
-    if (!fd && !is_for_writing && (fd.error() == Errno{EACCES} || fd.error() == Errno{EPERM})) {
+    auto fd = open_for(O_RDWR);
+    const bool is_refused = !fd && (fd.error() == Errno{EACCES} || fd.error() == Errno{EPERM});
+    if (is_refused && !is_for_writing) {
         is_writable = false;
-        fd = open_at(*at, O_RDONLY | kFlags);
+        fd = open_for(O_RDONLY);
     }
+    if (!fd && fd.error() == Errno{EACCES})
+        fd = with_permission(UpperInode::open(*at), [&] { return open_for(is_for_writing ? O_RDWR : O_RDONLY); });
     if (!fd) return std::unexpected(fd.error());
     remember(file, std::move(*fd), is_writable);
     return open_files_.front().file;

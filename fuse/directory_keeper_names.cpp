@@ -91,7 +91,9 @@ Result<void> DirectoryKeeper::build(const change::Make& make, const Spot& at) {
 
 /// Gives what was built its name; a whiteout may stand there.
 Result<void> DirectoryKeeper::install(const Spot& built, const Spot& at, bool is_directory) {
-    const auto put = rename_at(built, at, RENAME_NOREPLACE);
+    auto put = rename_at(built, at, RENAME_NOREPLACE);
+    if (!put && put.error() == Errno{EACCES} && is_directory)
+        put = with_permission(UpperInode::open(built), [&] { return rename_at(built, at, RENAME_NOREPLACE); });
     if (put || put.error() != Errno{EEXIST}) return put;
     if (!tree_.is_whiteout(at)) return fail(EEXIST);  // Not ours: somebody works in the upper.
     if (!is_directory) return rename_at(built, at);

@@ -133,13 +133,17 @@ Result<void> UpperInode::set_times(const std::optional<Timestamp>& atime, const 
 }
 
 Result<void> UpperInode::set_xattr(std::string_view name, std::string_view value) const {
-    step();
-    return done(::setxattr(path_.c_str(), std::string(name).c_str(), value.data(), value.size(), 0));
+    return with_permission(UpperInode(fd_), [&] {
+        step();
+        return done(::setxattr(path_.c_str(), std::string(name).c_str(), value.data(), value.size(), 0));
+    });
 }
 
 Result<void> UpperInode::remove_xattr(std::string_view name) const {
-    step();
-    return done(::removexattr(path_.c_str(), std::string(name).c_str()));
+    return with_permission(UpperInode(fd_), [&] {
+        step();
+        return done(::removexattr(path_.c_str(), std::string(name).c_str()));
+    });
 }
 
 Result<std::optional<std::string>> UpperInode::xattr(std::string_view name) const {

@@ -71,6 +71,19 @@ private:
     std::string path_;  // Names the inode itself, a symlink too.
 };
 
+/// Does something once more, with the owner's permissions on an inode for as long as it takes, where they were lacking:
+/// a server without privilege must also change what its user has made read-only.
+template <class Work>
+auto with_permission(const Result<UpperInode>& inode, Work&& work) -> decltype(work()) {
+    auto result = work();
+    if (result || result.error() != Errno{EACCES} || !inode) return result;
+    const auto status = status_of(inode->fd());
+    if (!status || S_ISLNK(status->stx_mode) || !inode->set_mode(status->stx_mode | S_IRWXU)) return result;
+    result = work();
+    (void)inode->set_mode(status->stx_mode);
+    return result;
+}
+
 /// A file of the upper, to change its bytes.
 Result<std::size_t> write_at(int fd, std::uint64_t offset_bytes, std::span<const std::byte> data);  ///< Some of it.
 Result<void> resize_file(int fd, std::uint64_t size_bytes);

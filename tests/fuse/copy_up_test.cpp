@@ -10,6 +10,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -380,4 +381,56 @@ TEST_CASE("a file whose data is still below is read there until its data changes
     const test::KernelMount kernel(stage.folders);  // Without metacopy: all that was moved is whole.
     CHECK(read_file(kernel.path() + "/moved") == "from below");
     CHECK(read_file(kernel.path() + "/d/written") == "FROM below");
+}
+
+TEST_CASE("a server without privilege changes also what its user has made read-only", "[fuse][upper][copyup]") {
+    constexpr uid_t kUser = 1234;
+    if (::geteuid() != 0) return;
+    const test::TempDir folder("/dev/shm");
+    REQUIRE(::chown(folder.path().c_str(), kUser, kUser) == 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        if (::setresgid(kUser, kUser, kUser) != 0 || ::setresuid(kUser, kUser, kUser) != 0) ::_exit(100);
+        const auto folders = test::make_folders(folder.path());
+        const std::string lower = folders.lowers[0];
+        ::mkdir((lower + "/d").c_str(), 0755);
+        write_file(lower + "/d/f", "below");
+        ::link((lower + "/d/f").c_str(), (lower + "/g").c_str());
+        ::chmod((lower + "/d/f").c_str(), 0444);
+        ::chmod((lower + "/d").c_str(), 0555);
+        int step = 1;
+        const auto must = [&](bool is_so) {
+            if (!is_so) ::_exit(step);
+            ++step;
+        };
+        {
+            test::DirectoryUnion at(folders, true);
+            at.caller = {.uid = kUser, .gid = kUser, .umask = 022};
+            must(at.chmod("/d/f", 0440) == 0);
+            must(at.write("/d/f", 0, "BELOW").has_value());
+            must(at.read("/g") == "BELOW");
+            must(at.make("/r", S_IFDIR | 0555).has_value());
+            must(at.create("/n", "x").has_value());
+            must(at.chmod("/n", 0) == 0);
+            must(at.write("/n", 1, "y").has_value());
+            must(at.read("/n") == "xy");
+            must(at.stat("/n").mode == S_IFREG);
+            must(at.fs->set_xattr(at.find("/d/f"), "user.a", "1", 0).has_value());
+            must(at.rename("/d", "/e") == 0);
+            must(at.unlink("/g") == 0);
+            must(at.stat("/e/f").nlink == 1);
+        }
+        test::DirectoryUnion again(folders, true);
+        must(again.read("/e/f") == "BELOW");
+        must(again.stat("/e/f").nlink == 1);
+        must((again.stat("/e").mode & 07777) == 0555);
+        must((again.stat("/e/f").mode & 07777) == 0440);
+        must((again.stat("/n").mode & 07777) == 0);
+        must(again.find("/d") == 0 && again.find("/g") == 0);
+        ::_exit(0);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    CHECK(WEXITSTATUS(status) == 0);
+    CHECK(WIFEXITED(status));
 }
