@@ -285,3 +285,26 @@ TEST_CASE("nodes and names that a stack never gave are refused", "[fuse][stack][
                                     std::string(300, 'x'), std::string("d\0", 2), std::string("hidden")})
         CHECK(!view->lookup(kRootNode, name).value());
 }
+
+TEST_CASE("files are read by many threads while names are looked up, with hardly any descriptors", "[fuse][stack]") {
+    StackFolders stack(1);
+    stack.script("for d in $(seq 20); do mkdir lower0/$d; for f in $(seq 20); do echo $d/$f >lower0/$d/$f; done; done");
+    std::vector<StackSource> sources;
+    sources.push_back(stack.source("lower0"));
+    StackOptions options;
+    options.descriptor_limit = 3;
+    const StackView view(std::move(sources), std::move(options));
+    std::array<int, 4> wrong{};
+    std::vector<std::thread> threads;
+    for (std::size_t number = 0; number < wrong.size(); ++number) {
+        threads.emplace_back([&view, &wrong, number] {
+            for (unsigned count = 0; count < 400; ++count) {
+                const std::string path =
+                    std::to_string(1 + (count * 7 + number) % 20) + "/" + std::to_string(1 + count * 3 % 20);
+                if (content(view, find(view, path)) != path + "\n") ++wrong[number];
+            }
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK(wrong == std::array<int, 4>{});
+}

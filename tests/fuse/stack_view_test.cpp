@@ -1,7 +1,9 @@
 #include "fuse/stack_view.h"
 
+#include "fuse/layer_folder.h"
 #include "support/catch.h"
 #include "support/kernel_overlay.h"
+#include "support/loop_disk.h"
 #include "support/stack_folders.h"
 #include "support/temp_dir.h"
 #include "support/view_manifest.h"
@@ -89,9 +91,10 @@ TEST_CASE("a stack of folders shows what overlayfs shows of them", "[fuse][stack
     check_same(stack, "");
 }
 
-TEST_CASE("an upper that the kernel changed shows as the kernel shows it", "[fuse][stack]") {
-    if (kernel_is_missing()) return;
-    StackFolders stack(2);
+namespace {
+
+/// Lowers with hard links and holes, changed by the kernel in the ways that it can keep.
+void change_by_kernel(StackFolders& stack) {
     stack.script(R"(
         cd lower0; mkdir -p dir/sub; echo one >dir/sub/file; echo two >dir/two; ln dir/two linked; mkdir moved
         echo m >moved/m; echo chmodded >meta; mkdir gone; echo g >gone/g; truncate -s 300K big; echo tail >>big
@@ -103,6 +106,28 @@ TEST_CASE("an upper that the kernel changed shows as the kernel shows it", "[fus
         echo new >gone/new; mv renamed dir/inside; echo x >>dir/inside/low; rm low; mkdir low; touch big; mv big bigger
         mv meta dir/meta; ln dir/sub2/file hard; echo grown >>hard; mkdir -p n/e/w; mv dir n/e/w/dir
     )");
+}
+
+}  // namespace
+
+TEST_CASE("an upper that the kernel changed shows as the kernel shows it", "[fuse][stack]") {
+    if (kernel_is_missing()) return;
+    StackFolders stack(2);
+    change_by_kernel(stack);
+    check_same(stack, "redirect_dir=on,metacopy=on,index=on");
+}
+
+TEST_CASE("file handles name the file system that they are of", "[fuse][stack]") {
+    if (kernel_is_missing()) return;
+    if (!test::LoopDisk::is_possible()) {
+        WARN("SKIPPED: no loop devices here");
+        return;
+    }
+    const test::LoopDisk disk(32);
+    StackFolders stack(2, disk.path());
+    const std::string loop = stack / "lower0";
+    REQUIRE(layer::file_system_uuid(store::UniqueFd(::open(loop.c_str(), O_PATH | O_CLOEXEC)).get()));
+    change_by_kernel(stack);
     check_same(stack, "redirect_dir=on,metacopy=on,index=on");
 }
 
