@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <climits>
 #include <unordered_map>
 #include <utility>
 
@@ -62,6 +63,7 @@ struct StackView::Impl::Merge {
 };
 
 Result<bool> StackView::Impl::is_aufs_mark(int folder_fd, std::string_view name) {
+    if (name.size() > NAME_MAX) return false;  // What it would hide has too long a name to be hidden so.
     const auto stat = layer::stat_of(folder_fd, name);
     if (!stat && stat.error() == Errno{ENOENT}) return false;
     if (!stat) return std::unexpected(stat.error());

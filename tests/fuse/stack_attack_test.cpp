@@ -172,6 +172,14 @@ TEST_CASE("redirects never leave the layers, and a malformed one is an error", "
     CHECK(lookup_error(*stack.view(careful), "", "dir") == EPERM);
 }
 
+TEST_CASE("a redirect leads through names of 255 bytes", "[fuse][stack]") {
+    StackFolders stack(2);
+    const std::string longest(255, 'n');
+    stack.script("mkdir -p lower0/dir lower1/" + longest + "/low; echo low >lower1/" + longest + "/low/file");
+    set_xattr(stack / "lower0/dir", "trusted.overlay.redirect", "/" + longest + "/low");
+    CHECK(find(*stack.view(), "dir/file") != 0);
+}
+
 TEST_CASE("redirects in circles end", "[fuse][stack][attack]") {
     StackFolders stack(6);
     stack.script(R"(
