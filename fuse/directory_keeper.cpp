@@ -236,7 +236,9 @@ Result<void> DirectoryKeeper::set_attributes(const change::SetAttributes& set) {
     if (!inode) return std::unexpected(inode.error());
     std::uint32_t mode = set.mode ? (before->mode & S_IFMT) | (*set.mode & 07777) : before->mode;
     if (set.clears_privileges) mode = without_set_ids(mode);
-    const bool is_new_owner = set.uid || set.gid;
+    // A chown that keeps both owners is how ctime alone is moved.
+    const bool is_only_ctime = !set.uid && !set.gid && !set.mode && !set.atime && !set.mtime && mode == before->mode;
+    const bool is_new_owner = set.uid || set.gid || is_only_ctime;
     constexpr std::uint32_t kKeep = ~std::uint32_t{0};
     if (is_new_owner)
         if (const auto done = inode->set_owner({set.uid.value_or(kKeep), set.gid.value_or(kKeep)}); !done) return done;

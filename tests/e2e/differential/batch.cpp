@@ -54,9 +54,17 @@ public:
     Run(const Program& program, Folders folders, const Trace& trace)
         : program_(program), folders_(std::move(folders)), trace_(trace) {}
 
-    std::string run(bool can_watch) {
+    struct Abilities {
+        bool watching = true;      ///< Of the reference: each change that is looked at gets a time of its own.
+        bool change_times = true;  ///< Of ours.
+    };
+    std::string run(Abilities has) {
         Moment moment = look(true);
         beginning_ = beginning_of(moment.reference, moment.ours);
+        beginning_.has_change_times = has.change_times;
+        beginning_.has_holes = has.change_times || std::ranges::none_of(program_.calls, [](const Call& call) {
+                                   return call.words.at(0) == "fallocate";
+                               });
         if (const auto found = difference(moment.reference, moment.ours, beginning_); !found.empty())
             return "before the first call: " + found;
         for (unsigned actor = 0; actor < kActors; ++actor) {
@@ -70,9 +78,10 @@ public:
             const auto [there, here] = make_call(at);
             if (trace_) trace_(call, there, here);
             if (there != here || there == kNoAnswer) return where + ": " + there + " there, " + here + " here";
-            if (!program_.is_watched || !can_watch) continue;
+            if (!program_.is_watched || !has.watching) continue;
             Moment next = look(false);
-            if (const auto found = change_difference(moment, next); !found.empty()) return where + ": " + found;
+            if (const auto found = change_difference(moment, next, beginning_); !found.empty())
+                return where + ": " + found;
             moment = std::move(next);
         }
         live_ = look(true);
@@ -83,11 +92,11 @@ public:
         return {};
     }
     std::string check_remounted() const {
-        const auto found = remount_difference(live_.ours, take_snapshot(folders_.ours, true));
+        const auto found = remount_difference(live_.ours, take_snapshot(folders_.ours, true), beginning_);
         return found.empty() ? found : "after a remount (there: before it): " + found;
     }
     std::string check_other_view(const std::string& folder) const {
-        const auto found = difference(live_.reference, take_snapshot(folder, true), beginning_);
+        const auto found = other_difference(live_.reference, take_snapshot(folder, true), beginning_);
         return found.empty() ? found : "in the other view: " + found;
     }
 
@@ -142,7 +151,7 @@ std::vector<std::string> run_batch(const std::vector<Program>& programs, const s
         const std::string name = "/" + program_folder(i);
         runs.push_back(
             std::make_unique<Run>(programs[i], Run::Folders{reference + name, side->folder() + name}, trace));
-        found[i] = runs.back()->run(can_watch);
+        found[i] = runs.back()->run({.watching = can_watch, .change_times = side->has_change_times()});
         if (!found[i].empty()) runs.back().reset();  // Its processes end, so that the mount can.
     }
     side->remount();

@@ -1,4 +1,4 @@
-// Random programs of system calls, on ext4 and on a mount of ours: the same answers, the same tree, live and after a
+// Random programs of system calls, on ext4 and on mounts of ours: the same answers, the same tree, live and after a
 // remount. By hand:
 //
 //     LAMINA_DIFFERENTIAL_PROGRAMS=20000 LAMINA_DIFFERENTIAL_SEED=1 differential_test
@@ -23,7 +23,8 @@ using namespace lamina::test::differential;
 
 namespace {
 
-constexpr unsigned kUsualPrograms = 2000;
+constexpr unsigned kImagePrograms = 1200;
+constexpr unsigned kFolderPrograms = 400;
 constexpr unsigned kBatch = 25;
 constexpr unsigned kDiskMegabytes = 1024;  // Smaller ones get smaller blocks, and with them less room for xattrs.
 
@@ -46,6 +47,7 @@ public:
         REQUIRE(::mount(nullptr, disk_.path().c_str(), nullptr, MS_REMOUNT | MS_NOATIME, nullptr) == 0);
     }
     /// An empty folder; what was there goes.
+    const std::string& disk() const { return disk_.path(); }
     std::string fresh() {
         const std::string folder = disk_.path() + "/programs";
         std::filesystem::remove_all(folder);
@@ -68,14 +70,14 @@ void report(const Program& program, const std::string& difference, Reference& re
     CHECK(false);
 }
 
-void run_programs(const SideMaker& make_side, unsigned programs) {
-    Reference reference;
+void run_programs(Reference& reference, const SideMaker& make_side, unsigned programs) {
     const unsigned first = number_from("LAMINA_DIFFERENTIAL_SEED", 1);
     constexpr unsigned kReports = 5;
     unsigned reports = 0;
     for (unsigned seed = first; seed < first + programs && reports < kReports; seed += kBatch) {
         std::vector<Program> batch;
         for (unsigned i = seed; i < std::min(seed + kBatch, first + programs); ++i) batch.push_back(random_program(i));
+        INFO("LAMINA_DIFFERENTIAL_SEED=" << seed);
         const auto found = run_batch(batch, reference.fresh(), make_side);
         for (std::size_t i = 0; i < batch.size() && reports < kReports; ++i) {
             if (found[i].empty()) continue;
@@ -85,11 +87,10 @@ void run_programs(const SideMaker& make_side, unsigned programs) {
     }
 }
 
-void run_script(const SideMaker& make_side, const std::string& file) {
+void run_script(Reference& reference, const SideMaker& make_side, const std::string& file) {
     std::ostringstream text;
     text << std::ifstream(file).rdbuf();
     const Program program = parse_program(text.str());
-    Reference reference;
     const auto found = run_batch({program}, reference.fresh(), make_side,
                                  [](const Call& call, const std::string& there, const std::string& here) {
                                      std::cout << to_text(call) << "\n    there: " << there << "\n     here: " << here
@@ -104,10 +105,22 @@ void use_fast_folder() {
     if (::access("/dev/shm", W_OK) == 0) ::setenv("TMPDIR", "/dev/shm", 0);
 }
 
-void run_all(const SideMaker& make_side) {
+/// How a side is made, with a disk of its own to lie on.
+using SideKind = std::function<std::unique_ptr<Side>(const std::vector<Program>&, const std::string& disk)>;
+
+void run_all(const SideKind& kind, unsigned usual_programs) {
     use_fast_folder();
-    if (const char* const script = std::getenv("LAMINA_DIFFERENTIAL_SCRIPT")) return run_script(make_side, script);
-    run_programs(make_side, number_from("LAMINA_DIFFERENTIAL_PROGRAMS", kUsualPrograms));
+    Reference reference;
+    const SideMaker make_side = [&](const std::vector<Program>& programs) { return kind(programs, reference.disk()); };
+    if (const char* const script = std::getenv("LAMINA_DIFFERENTIAL_SCRIPT"))
+        return run_script(reference, make_side, script);
+    run_programs(reference, make_side, number_from("LAMINA_DIFFERENTIAL_PROGRAMS", usual_programs));
+}
+
+SideKind folders(unsigned count) {
+    return [count](const std::vector<Program>& programs, const std::string& disk) {
+        return make_folder_side(programs, disk, count);
+    };
 }
 
 }  // namespace
@@ -122,5 +135,18 @@ TEST_CASE("a program as text is the same program", "[differential]") {
 }
 
 TEST_CASE("random programs are answered by a mount of an image as by ext4", "[e2e][differential][image]") {
-    if (can_compare()) run_all(make_image_side);
+    if (!can_compare()) return;
+    run_all([](const std::vector<Program>& programs, const std::string&) { return make_image_side(programs); },
+            kImagePrograms);
+}
+
+TEST_CASE("random programs are answered by a mount of one folder as by ext4, and its upper shows the same in overlayfs",
+          "[e2e][differential][folder]") {
+    if (can_compare()) run_all(folders(1), kFolderPrograms);
+}
+
+TEST_CASE(
+    "random programs are answered by a mount of four folders as by ext4, and its upper shows the same in overlayfs",
+    "[e2e][differential][folders]") {
+    if (can_compare()) run_all(folders(4), kFolderPrograms);
 }

@@ -66,7 +66,7 @@ private:
         static const std::array<const char*, 8> kNames = {"a", "b", "c", "d", "e", "f", "g", "h"};
         static const std::array<const char*, 7> kOdd = {".wh.a",      ".wh..wh..opq", "new\nline", "\xff\xfe",
                                                         "with space", ".wh..wh.plnk", "#1"};
-        if (chance(60)) return std::string(255, 'n');
+        if (chance(150)) return std::string(255, 'n');
         return chance(14) ? one_of(kOdd) : one_of(kNames);
     }
     std::string some_folder() {

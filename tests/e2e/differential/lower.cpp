@@ -12,7 +12,9 @@
 
 #include <array>
 #include <cerrno>
+#include <random>
 #include <ranges>
+#include <set>
 
 namespace lamina::test::differential {
 namespace {
@@ -40,6 +42,8 @@ void make(const LowerEntry& entry, const std::string& folder, const std::string&
             return check(::symlink(entry.target.c_str(), path.c_str()), path);
         case 'h':
             return check(::link((folder + "/" + entry.target).c_str(), path.c_str()), path);
+        case 'w':
+            return check(::mknod(path.c_str(), S_IFCHR, makedev(0, 0)), path);
         case 'p':
             return check(::mkfifo(path.c_str(), kFirst), path);
         case 'c':
@@ -50,7 +54,7 @@ void make(const LowerEntry& entry, const std::string& folder, const std::string&
 }
 
 void describe(const LowerEntry& entry, const std::string& path) {
-    if (entry.type == 'h') return;
+    if (entry.type == 'h' || entry.type == 'w') return;
     check(::lchown(path.c_str(), entry.uid, entry.gid), path);
     if (entry.type != 'l') check(::chmod(path.c_str(), entry.mode), path);
     for (const auto& [name, value] : entry.xattrs)
@@ -126,7 +130,87 @@ void add(TarBuilder& tar, const LowerEntry& entry, const std::string& folder) {
     tar.raw(header, body.bytes);
 }
 
+std::string parent_of(const std::string& path) {
+    const std::size_t slash = path.rfind('/');
+    return path == "." ? "" : slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+/// Puts entries into layers.
+class Splitter {
+public:
+    Splitter(const std::vector<LowerEntry>& lower, unsigned count, unsigned seed)
+        : lower_(lower), random_(seed), layers_(count) {}
+    std::vector<std::vector<LowerEntry>> split() {
+        for (const auto& entry : lower_) {
+            const unsigned own = static_cast<unsigned>(random_() % layers_.size());
+            home_[entry.path] = entry.type == 'h' ? home_[entry.target] : own;
+            for (std::string path = entry.type == 'd' ? entry.path : parent_of(entry.path); !path.empty();
+                 path = parent_of(path))
+                folders_[path].insert(home_[entry.path]);
+        }
+        for (const auto& entry : lower_) {
+            if (entry.type != 'd') {
+                layers_[home_[entry.path]].push_back(entry);
+                continue;
+            }
+            add_folder(entry);
+        }
+        for (const auto& entry : lower_)
+            if (entry.type == 'd') hide_something(entry);
+        return std::move(layers_);
+    }
+
+private:
+    /// As it is in the topmost layer that has it; otherwise below.
+    void add_folder(const LowerEntry& entry) {
+        const auto& places = folders_[entry.path];
+        for (const unsigned place : places) {
+            LowerEntry copy = entry;
+            if (place != *places.begin()) {
+                copy.mode = 0711;
+                copy.uid = copy.gid = 77;
+                copy.seconds = 77;
+                copy.xattrs = {{"user.a", "hidden"}};
+            }
+            layers_[place].push_back(std::move(copy));
+        }
+    }
+    void hide_something(const LowerEntry& folder) {
+        const auto& places = folders_[folder.path];
+        const unsigned top = *places.begin();
+        const unsigned bottom = *places.rbegin();
+        if (top == bottom) return;
+        const std::string name(1, static_cast<char>('a' + random_() % 8));
+        const std::string path = folder.path == "." ? name : folder.path + "/" + name;
+        if (home_.contains(path)) return;
+        LowerEntry hidden;
+        hidden.path = path;
+        hidden.type = random_() % 3 == 0 ? 'd' : 'f';
+        hidden.seconds = 99;
+        layers_[bottom].push_back(hidden);
+        if (hidden.type == 'd') {
+            hidden.path += "/below";
+            hidden.type = 'f';
+            layers_[bottom].push_back(hidden);
+        }
+        LowerEntry whiteout;
+        whiteout.type = 'w';
+        whiteout.path = path;
+        layers_[top].push_back(whiteout);
+    }
+
+    const std::vector<LowerEntry>& lower_;
+    std::mt19937 random_;
+    std::vector<std::vector<LowerEntry>> layers_;
+    std::map<std::string, unsigned> home_;
+    std::map<std::string, std::set<unsigned>> folders_;
+};
+
 }  // namespace
+
+std::vector<std::vector<LowerEntry>> split_lower(const std::vector<LowerEntry>& lower, unsigned count, unsigned seed) {
+    return Splitter(lower, count, seed).split();
+}
 
 void write_folder(const std::vector<LowerEntry>& lower, const std::string& folder) {
     const auto path_of = [&](const LowerEntry& entry) {

@@ -18,4 +18,9 @@ struct NamedLower {
 };
 std::string layer_of(const std::vector<NamedLower>& programs);
 
+/// The same as `count` layers of folders, top first: entries here and there, folders merged, other things under them
+/// that whiteouts and opaque folders hide. The same seed gives the same layers. A new entry type is in them: w, a
+/// whiteout.
+std::vector<std::vector<LowerEntry>> split_lower(const std::vector<LowerEntry>& lower, unsigned count, unsigned seed);
+
 }  // namespace lamina::test::differential

@@ -45,7 +45,8 @@ public:
             node(fd, name, below);
             const auto& seen = snapshot_[below];
             if (seen.attributes.stx_ino != entry->d_ino) complain(below, "d_ino is another than st_ino");
-            if (entry->d_type != IFTODT(seen.attributes.stx_mode)) complain(below, "d_type is wrong");
+            if (entry->d_type != IFTODT(seen.attributes.stx_mode))
+                complain(below, "d_type is " + std::to_string(entry->d_type));
         }
     }
     void node(int parent, const std::string& name, const std::string& path) {
@@ -146,15 +147,17 @@ public:
         else
             found += reference + " there, " + ours + " here";
     }
+    bool is_other_view = false;
     void attributes() {
         const struct statx& there = reference_.attributes;
         const struct statx& here = ours_.attributes;
-        same("contradiction", reference_.problem, ours_.problem);
+        const bool is_folder = (there.stx_mode & S_IFMT) == S_IFDIR;
+        if (!is_other_view) same("contradiction", reference_.problem, ours_.problem);
         same("mode", there.stx_mode, here.stx_mode);
         same("uid", there.stx_uid, here.stx_uid);
         same("gid", there.stx_gid, here.stx_gid);
-        same("nlink", there.stx_nlink, here.stx_nlink);
-        if ((there.stx_mode & S_IFMT) != S_IFDIR) same("size", there.stx_size, here.stx_size);
+        if (!is_other_view || !is_folder) same("nlink", there.stx_nlink, here.stx_nlink);
+        if (!is_folder) same("size", there.stx_size, here.stx_size);
         same("rdev", there.stx_rdev_major * 1'000'000 + there.stx_rdev_minor,
              here.stx_rdev_major * 1'000'000 + here.stx_rdev_minor);
         same("target", reference_.target, ours_.target);
@@ -178,12 +181,14 @@ public:
             return is_now ? std::string("now") : text_of(time);
         };
         same("mtime", shown(reference_.attributes.stx_mtime), shown(ours_.attributes.stx_mtime));
+        if (is_other_view) return;
         same("atime", shown(reference_.attributes.stx_atime), shown(ours_.attributes.stx_atime));
         const auto is_changed = [](const SeenNode& node, const std::map<std::uint64_t, statx_timestamp>& ctimes) {
             const auto old = ctimes.find(node.attributes.stx_ino);
             return std::string(old == ctimes.end() || !is_same(old->second, node.attributes.stx_ctime) ? "new" : "old");
         };
-        same("ctime", is_changed(reference_, beginning.reference_ctimes), is_changed(ours_, beginning.our_ctimes));
+        const std::string there = is_changed(reference_, beginning.reference_ctimes);
+        if (beginning.has_change_times || there == "new") same("ctime", there, is_changed(ours_, beginning.our_ctimes));
     }
 
 private:
@@ -207,7 +212,7 @@ std::string name_difference(const Snapshot& reference, const Snapshot& ours) {
 }
 
 /// Names of one inode are names of one inode on both sides.
-std::string group_difference(const Snapshot& reference, const Snapshot& ours) {
+std::string group_difference(const Snapshot& reference, const Snapshot& ours, bool is_other_view) {
     std::map<std::uint64_t, std::uint64_t> numbers;
     std::map<std::uint64_t, std::uint64_t> back;
     for (const auto& [path, node] : reference) {
@@ -218,6 +223,7 @@ std::string group_difference(const Snapshot& reference, const Snapshot& ours) {
             return path + ": is linked to others than there";
         const struct statx& root = ours.at("").attributes;
         const struct statx& own = ours.at(path).attributes;
+        if (is_other_view) continue;
         if (own.stx_dev_major != root.stx_dev_major || own.stx_dev_minor != root.stx_dev_minor)
             return path + ": lies on a device of its own";
     }
@@ -237,12 +243,14 @@ std::map<std::uint64_t, Pair> by_reference_number(const Moment& moment) {
     return pairs;
 }
 
+constexpr const char* kNoTime = " no time";
+
 std::string moved_times(const struct statx& before, const struct statx& after) {
     std::string moved;
     if (!is_same(before.stx_mtime, after.stx_mtime)) moved += " mtime";
     if (!is_same(before.stx_ctime, after.stx_ctime)) moved += " ctime";
     if (!is_same(before.stx_atime, after.stx_atime)) moved += " atime";
-    return moved.empty() ? " no time" : moved;
+    return moved.empty() ? kNoTime : moved;
 }
 
 }  // namespace
@@ -262,20 +270,33 @@ Beginning beginning_of(const Snapshot& reference, const Snapshot& ours) {
     return beginning;
 }
 
-std::string difference(const Snapshot& reference, const Snapshot& ours, const Beginning& beginning) {
+namespace {
+
+std::string compare(const Snapshot& reference, const Snapshot& ours, const Beginning& beginning, bool is_other_view) {
     if (const auto names = name_difference(reference, ours); !names.empty()) return names;
     const std::int64_t now = std::time(nullptr);
     for (const auto& [path, node] : reference) {
         Comparing comparing(path, node, ours.at(path));
+        comparing.is_other_view = is_other_view;
         comparing.attributes();
-        comparing.holes();
+        if (beginning.has_holes) comparing.holes();
         comparing.times(beginning, now);
         if (!comparing.found.empty()) return comparing.found;
     }
-    return group_difference(reference, ours);
+    return group_difference(reference, ours, is_other_view);
 }
 
-std::string remount_difference(const Snapshot& before, const Snapshot& after) {
+}  // namespace
+
+std::string difference(const Snapshot& reference, const Snapshot& ours, const Beginning& beginning) {
+    return compare(reference, ours, beginning, false);
+}
+
+std::string other_difference(const Snapshot& reference, const Snapshot& other, const Beginning& beginning) {
+    return compare(reference, other, beginning, true);
+}
+
+std::string remount_difference(const Snapshot& before, const Snapshot& after, const Beginning& beginning) {
     if (const auto names = name_difference(before, after); !names.empty()) return names;
     for (const auto& [path, node] : before) {
         const SeenNode& then = after.at(path);
@@ -283,16 +304,18 @@ std::string remount_difference(const Snapshot& before, const Snapshot& after) {
         comparing.attributes();
         comparing.same("st_ino", node.attributes.stx_ino, then.attributes.stx_ino);
         comparing.same("mtime", text_of(node.attributes.stx_mtime), text_of(then.attributes.stx_mtime));
-        comparing.same("ctime", text_of(node.attributes.stx_ctime), text_of(then.attributes.stx_ctime));
         comparing.same("atime", text_of(node.attributes.stx_atime), text_of(then.attributes.stx_atime));
-        comparing.same("birth time", text_of(node.attributes.stx_btime), text_of(then.attributes.stx_btime));
-        comparing.holes();
+        if (beginning.has_change_times) {
+            comparing.same("ctime", text_of(node.attributes.stx_ctime), text_of(then.attributes.stx_ctime));
+            comparing.same("birth time", text_of(node.attributes.stx_btime), text_of(then.attributes.stx_btime));
+        }
+        if (beginning.has_holes) comparing.holes();
         if (!comparing.found.empty()) return comparing.found;
     }
     return {};
 }
 
-std::string change_difference(const Moment& before, const Moment& after) {
+std::string change_difference(const Moment& before, const Moment& after, const Beginning& beginning) {
     if (const auto names = name_difference(after.reference, after.ours); !names.empty()) return names;
     const auto old_pairs = by_reference_number(before);
     for (const auto& [number, pair] : by_reference_number(after)) {
@@ -305,8 +328,10 @@ std::string change_difference(const Moment& before, const Moment& after) {
             return path + ": another st_ino here";
         Comparing comparing(path, *pair.reference, *pair.ours);
         comparing.attributes();
-        comparing.same("moved", moved_times(old->second.reference->attributes, pair.reference->attributes),
-                       moved_times(old->second.ours->attributes, pair.ours->attributes));
+        std::string there = moved_times(old->second.reference->attributes, pair.reference->attributes);
+        const std::string here = moved_times(old->second.ours->attributes, pair.ours->attributes);
+        if (!beginning.has_change_times && there == kNoTime && here == " ctime") there = here;
+        comparing.same("moved", there, here);
         if (!comparing.found.empty()) return comparing.found;
     }
     return {};
