@@ -79,7 +79,7 @@ void take_option(HelperCall& call, const std::string& option) {
     } else if (name == "name") {
         call.name = value;
     } else {
-        call.has_folders = call.has_folders || name == "lowerdir";
+        call.has_folders = call.has_folders || name == "lowerdir" || name == "image";
         call.options.push_back(option);
     }
 }
@@ -114,10 +114,51 @@ void remount(const HelperCall& call) {
     throw api::FailureError({"unavailable", "remount of " + call.directory + ": " + std::strerror(errno)});
 }
 
+/// image=NAME becomes the folder of a mount that the daemon makes for it: as long as the server of it runs, the image
+/// stays in the store. The daemon takes the folder away later.
+class PinnedImages {
+public:
+    PinnedImages(const HelperCall& call, const std::string& directory)
+        : places_(api::default_places(call.store, call.socket)) {
+        for (const std::string& option : call.options) {
+            const bool is_name = option.starts_with("image=") && !option.starts_with("image=/");
+            options_.push_back(is_name ? "image=" + pin(option.substr(6), directory) : option);
+        }
+    }
+    ~PinnedImages() {
+        for (const std::string& name : names_) {
+            try {
+                Connection(places_, true)
+                    .remove(with_query(api::path::kMounts, {{"mount", name}, {"discard", "true"}}));
+            } catch (const std::exception&) {  // The daemon finds it when it starts the next time.
+            }
+        }
+    }
+    PinnedImages(const PinnedImages&) = delete;
+    PinnedImages& operator=(const PinnedImages&) = delete;
+    const std::vector<std::string>& options() const noexcept { return options_; }
+    void keep() { names_.clear(); }
+
+private:
+    std::string pin(const std::string& image, const std::string& directory) {
+        const api::MountRequest request{
+            .image = image, .mountpoint = directory, .name = {}, .read_only = true, .start = false, .options = {}};
+        const auto mount =
+            api::parse_reply<api::Mount>(Connection(places_, true).post(api::path::kMounts, api::to_text(request)));
+        names_.push_back(mount.name);
+        return mount.folder;
+    }
+
+    const api::Places places_;
+    std::vector<std::string> options_;
+    std::vector<std::string> names_;
+};
+
 /// The server says itself what is wrong.
 void mount_folders(const HelperCall& call, const std::string& directory) {
     const std::string program = api::companion_program("lamina-fuse", "fuse");
-    std::vector<std::string> options = call.options;
+    PinnedImages images(call, directory);
+    std::vector<std::string> options = images.options();
     options.emplace_back(call.is_read_only ? "ro" : "rw");
     const bool is_named =
         std::any_of(options.begin(), options.end(), [](const auto& option) { return option.starts_with("fsname="); });
@@ -132,6 +173,7 @@ void mount_folders(const HelperCall& call, const std::string& directory) {
     int status = 0;
     ::waitpid(child, &status, 0);
     if (status != 0) throw api::FailureError({"told", ""});
+    images.keep();
 }
 
 void mount_store_image(const HelperCall& call, const std::string& directory) {

@@ -5,6 +5,7 @@
 #include "fuse/arena.h"
 #include "fuse/change_set.h"
 #include "fuse/directory_keeper.h"
+#include "fuse/folder_lock.h"
 #include "fuse/mount_folders.h"
 #include "fuse/mount_state.h"
 #include "fuse/stack_view.h"
@@ -74,11 +75,13 @@ public:
 
 private:
     void make_view(MountFolders& folders);
+    void add_images(std::vector<StackSource>& sources, const std::vector<std::string>& images);
 
     const ServerOptions options_;
     const std::string mountpoint_;
     MountFolders folders_;
     const bool is_read_only_;
+    std::vector<FolderLock> image_locks_;  // Say that the images are in use.
     ServerLog log_{std::string()};
     std::unique_ptr<StackView> view_;
     std::unique_ptr<Arena> arena_;
@@ -96,14 +99,27 @@ DirectoryServer::Impl::Impl(const ServerOptions& options)
     if (::chdir("/") != 0) store::throw_errno(errno, "/");
 }
 
+void DirectoryServer::Impl::add_images(std::vector<StackSource>& sources, const std::vector<std::string>& images) {
+    for (const std::string& folder : images) {
+        const store::MountBase base = store::read_mount_base(folder);
+        image_locks_.emplace_back(folder);
+        const std::string store_root = store::folder_of(store::folder_of(folder));
+        sources.push_back({.name = base.image,
+                           .folder = {},
+                           .image = store::ReadView::open(store_root, base.tree, options_.cache_bytes)});
+    }
+}
+
 void DirectoryServer::Impl::make_view(MountFolders& folders) {
     std::vector<StackSource> sources;
     if (folders.upper) {
         sources.push_back({.name = folders.upper_path, .folder = copy_of(folders.upper), .image = {}});
     }
+    add_images(sources, options_.stack.images_above);
     for (auto& lower : folders.lowers) {
         sources.push_back({.name = lower.path, .folder = std::move(lower.folder), .image = {}});
     }
+    add_images(sources, options_.stack.images_below);
     StackOptions stack;
     stack.has_upper = static_cast<bool>(folders.upper);
     if (folders.upper) stack.work_folder = copy_of(folders.work);

@@ -189,7 +189,7 @@ ServerOptions parse_server_options(const std::vector<std::string>& arguments) {
     if (options.mount_folder.empty() && !is_of_folders) refuse("--state or -o lowerdir= is missing");
     if (is_of_folders && !options.mount_folder.empty()) refuse("--state and -o lowerdir= exclude each other");
     if (is_of_folders && options.action != Action::serve) refuse("this can be asked of a mount with --state only");
-    if (is_of_folders && options.stack.lowers.empty()) refuse("-o lowerdir= is missing");
+    if (is_of_folders && options.stack.lowers.empty() && !options.stack.has_images()) refuse("-o lowerdir= is missing");
     if (!is_of_folders && options.has_two_places) refuse("one mount point is enough");
     if (options.action == Action::serve && options.mountpoint.empty()) refuse("the mount point is missing");
     if (options.action != Action::serve && !options.mountpoint.empty()) {

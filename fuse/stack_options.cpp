@@ -130,6 +130,11 @@ bool apply_stack_option(StackMountOptions& options, std::string_view name, const
     } else if (name == "upperdir" || name == "workdir") {
         if (value->empty()) refuse(fmt::format("-o {}: no folder is named", name));
         (name == "upperdir" ? options.upper : options.work) = without_escapes(*value);
+    } else if (name == "image") {
+        if (!value->starts_with('/')) {
+            refuse(fmt::format("-o image={}: a mount's folder is wanted; names are found by mount -t lamina", *value));
+        }
+        (options.lowers.empty() ? options.images_above : options.images_below).push_back(without_escapes(*value));
     } else if (name == "fsname") {
         options.source_name = without_escapes(*value);
     } else if (name == "uidmapping") {

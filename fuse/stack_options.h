@@ -21,7 +21,10 @@ struct IdRange {
 /// others.
 struct StackMountOptions {
     std::vector<std::string> lowers;  ///< The top one first; as given, maybe relative.
-    std::string upper;                ///< Empty: read-only.
+    /// Folders of the store's mounts, whose images lie above all lowers, or below: image= before lowerdir=, or after.
+    std::vector<std::string> images_above;
+    std::vector<std::string> images_below;
+    std::string upper;  ///< Empty: read-only.
     std::string work;
     std::string source_name;  ///< fsname=
     std::vector<IdRange> uids;
@@ -34,7 +37,8 @@ struct StackMountOptions {
     bool follows_metacopy = true;
     bool is_volatile = false;  ///< volatile, or fsync=0: nothing is synced.
 
-    bool is_wanted() const noexcept { return !lowers.empty() || !upper.empty(); }
+    bool has_images() const noexcept { return !images_above.empty() || !images_below.empty(); }
+    bool is_wanted() const noexcept { return !lowers.empty() || !upper.empty() || has_images(); }
 };
 
 /// Takes one option in, value without its name; false when it is none of these. Throws store::Error(malformed).

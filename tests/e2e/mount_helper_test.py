@@ -85,6 +85,21 @@ class MountHelperTest(StoreTest):
         self.assertEqual("ran", lines[3])
         self.assertIn("ro", lines[4].split(","))
 
+    def test_folders_and_images_in_one_mount(self):
+        for name in ("low/etc", "up", "work"):
+            (self.lamina.folder / name).mkdir(parents=True)
+        (self.lamina.folder / "low/etc/motd").write_text("folder\n")
+        (self.lamina.folder / "low/etc/more").write_text("more\n")
+        upper = "upperdir=$T/up,workdir=$T/work"
+        result = self.inside(f"mount -t lamina none $M -o lowerdir=$T/low,image=test:1,{upper}; cat $M/etc/motd; "
+                             "$M/run.sh; echo new >> $M/run.sh; rm $M/etc/more; ls $M/etc; "
+                             "lamina gc >/dev/null; umount $M; "
+                             "mount -t lamina none $M -o image=test:1,lowerdir=$T/low; cat $M/etc/motd $M/etc/more; "
+                             "umount $M; tail -1 $T/up/run.sh")
+        self.assertEqual(["folder", "ran", "motd", "hello", "more", "new"], result.stdout.splitlines())
+        self.fails("mount -t lamina none $M -o lowerdir=$T/low,image=absent:1", "absent:1")
+        self.fails("mount -t lamina none $M -o lowerdir=$T/absent,image=test:1", "absent")
+
     def test_fake_mounts_nothing(self):
         self.inside("mount -f -t lamina test:1 $M; ! mountpoint -q $M; mount -f -t fuse.lamina test:1 $M; "
                     "! mountpoint -q $M; mount.lamina -fnsv test:1 $M -N x -t lamina -o rw; ! mountpoint -q $M")

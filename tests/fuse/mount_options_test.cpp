@@ -80,6 +80,7 @@ TEST_CASE("a wrong command line is refused with what is wrong", "[mount_options]
         {{"-o", "lowerdir=/a,squash_to_uid=-1", "/m"}, "not a number"},
         {{"-o", "lowerdir=/a,squash_to_gid=4294967296", "/m"}, "not a number"},
         {{"-o", "lowerdir=/a,xattr_permissions=3", "/m"}, "xattr_permissions"},
+        {{"-o", "image=debian:12", "/m"}, "a mount's folder is wanted"},
     };
 
     for (const auto& wrong : cases) {
@@ -120,6 +121,13 @@ TEST_CASE("names of folders may hold colons, commas and backslashes", "[mount_op
     CHECK(options.stack.upper == "u,:");
     CHECK(options.stack.source_name == "x,y");
     CHECK(parse({"src", "/m", "-o", "lowerdir=/a"}).stack.source_name == "src");
+}
+
+TEST_CASE("images lie above or below the folders as the options stand", "[mount_options]") {
+    const auto options = parse({"-o", "image=/s/mounts/1,lowerdir=/a:/b,image=/s/mounts/2", "/m"});
+    CHECK(options.stack.images_above == Words{"/s/mounts/1"});
+    CHECK(options.stack.images_below == Words{"/s/mounts/2"});
+    CHECK(parse({"-o", "image=/s/mounts/1", "/m"}).stack.is_wanted());
 }
 
 TEST_CASE("option lists of any length are taken", "[mount_options]") {
