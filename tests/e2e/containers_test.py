@@ -6,11 +6,13 @@ import pathlib
 import pty
 import shutil
 import signal
+import stat
 import subprocess
 import time
 import unittest
 
-from support import IS_ROOT, Layout, StoreTest, entry, layer, main, needs_fuse, needs_program, needs_root, run
+import support
+from support import Layout, StoreTest, entry, layer, main, needs_fuse, needs_program, needs_root, run
 
 CONTAINERS = pathlib.Path("/run/lamina/containers")
 TOOLS = "sh ls cat id env sleep pwd touch rm kill tty true false test mount trap grep".split()
@@ -308,6 +310,50 @@ class RunTest(StoreTest):
         for words in (["run"], ["run", "--network", "what", "tools"]):
             self.assertEqual(2, self.lamina.call(*words, check=False).returncode)
         self.assert_nothing_left()
+
+
+USER_SCRIPT = """
+cd "$HOME"
+lamina() { "$HOME/build/client/lamina" "$@"; }
+lamina import "oci:$HOME/layout" >/dev/null
+lamina run tools sh -c 'id -u; echo written > /new; cat /new; exit 5'
+echo "status $?"
+lamina --json mounts
+lamina daemon stop >/dev/null
+ls "$XDG_RUNTIME_DIR/lamina/containers"
+"""
+
+
+@needs_fuse
+@needs_root
+@needs_program("busybox")
+@needs_program("runc")
+@needs_program("setpriv")
+class UserRunTest(StoreTest):
+    """An ordinary user, in a mount namespace where /dev/fuse is everybody's and he has a name."""
+    USER = 54321
+
+    def test_an_ordinary_user_runs_a_container_as_its_root(self):
+        home = self.lamina.folder
+        Layout(home / "layout").add("tools", [tools_layer()])
+        (home / "script").write_text(USER_SCRIPT)
+        (home / "build").mkdir()
+        (home / "xdg").mkdir(mode=0o700)
+        (home / "passwd").write_text(pathlib.Path("/etc/passwd").read_text() +
+                                     f"lamina-test:x:{self.USER}:{self.USER}::{home}:/bin/sh\n")
+        run("chown", "-R", f"{self.USER}:{self.USER}", home)
+        os.mknod(home / "fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
+        (home / "fuse").chmod(0o666)
+        enter = (f'mount --bind "{home}/fuse" /dev/fuse && mount --bind "{home}/passwd" /etc/passwd && '
+                 f'mount --bind "{support.BUILD}" "{home}/build" && exec setpriv --reuid {self.USER} '
+                 f'--regid {self.USER} --clear-groups --inh-caps=-all sh "{home}/script"')
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "xdg"),
+                       "LAMINA_STORE": str(home / "store"), "LAMINAD": str(home / "build/daemon/laminad"),
+                       "LAMINA_FUSE": str(home / "build/fuse/lamina-fuse")}
+        result = subprocess.run(["unshare", "--mount", "--propagation", "slave", "sh", "-c", enter], env=environment,
+                                capture_output=True, text=True, timeout=120)
+        self.assertEqual("", result.stderr)
+        self.assertEqual(["0", "written", "status 5", '{"mounts":[]}', "lock"], result.stdout.splitlines())
 
 
 class CrunTest(RunTest):
