@@ -42,8 +42,10 @@ bool KernelOverlay::is_possible() {
     }
 }
 
-KernelOverlay::KernelOverlay(const Layers& layers, const std::string& options, const std::string& mountpoint)
-    : mountpoint_(mountpoint) {
+namespace {
+
+/// False: an earlier mount of the upper still lives, in a mount namespace that some other process made meanwhile.
+bool mount_overlay(const KernelOverlay::Layers& layers, const std::string& options, const std::string& mountpoint) {
     const store::UniqueFd fs(::fsopen("overlay", FSOPEN_CLOEXEC));
     if (!fs) refuse("fsopen");
     for (const std::string& lower : layers.lowers) configure(fs.get(), "lowerdir+", lower);
@@ -60,10 +62,26 @@ KernelOverlay::KernelOverlay(const Layers& layers, const std::string& options, c
             refuse(word);
         }
     }
-    if (::fsconfig(fs.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) refuse("overlayfs");
+    if (::fsconfig(fs.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
+        if (errno == EBUSY) return false;
+        refuse("overlayfs");
+    }
     const store::UniqueFd mount(::fsmount(fs.get(), FSMOUNT_CLOEXEC, 0));
     if (!mount) refuse("fsmount");
     if (::move_mount(mount.get(), "", AT_FDCWD, mountpoint.c_str(), MOVE_MOUNT_F_EMPTY_PATH) != 0) refuse(mountpoint);
+    return true;
+}
+
+}  // namespace
+
+KernelOverlay::KernelOverlay(const Layers& layers, const std::string& options, const std::string& mountpoint)
+    : mountpoint_(mountpoint) {
+    constexpr int kTries = 500;
+    for (int count = 0; count < kTries; ++count) {
+        if (mount_overlay(layers, options, mountpoint)) return;
+        ::usleep(20'000);
+    }
+    refuse("overlayfs");
 }
 
 KernelOverlay::~KernelOverlay() {
