@@ -291,7 +291,8 @@ Result<void> CopyUp::copy_attributes(NodeId node, const UpperInode& to) const {
     const auto status = status_of(to.fd());
     if (!status) return std::unexpected(status.error());
     const Owner owner{from->uid, from->gid};
-    if (owner != Owner{status->stx_uid, status->stx_gid})
+    const bool is_beside = tree_.keeps_stat_beside(from->mode);
+    if (!is_beside && owner != Owner{status->stx_uid, status->stx_gid})
         if (const auto set = to.set_owner(owner); !set) return set;
     const auto copy = [&](bool is_capability) -> Result<void> {
         for (const auto& [name, value] : xattrs) {
@@ -302,8 +303,11 @@ Result<void> CopyUp::copy_attributes(NodeId node, const UpperInode& to) const {
         return {};
     };
     if (const auto copied = copy(false); !copied) return copied;
-    if (!S_ISLNK(from->mode))
+    if (is_beside) {
+        if (const auto set = tree_.put_stat_beside(to, owner, from->mode); !set) return set;
+    } else if (!S_ISLNK(from->mode)) {
         if (const auto set = to.set_mode(from->mode); !set) return set;
+    }
     if (const auto copied = copy(true); !copied) return copied;
     return to.set_times(from->atime, from->mtime);
 }

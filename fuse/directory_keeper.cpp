@@ -174,8 +174,11 @@ Result<bool> DirectoryKeeper::bring_up(NodeId node, std::uint64_t size_limit_byt
 Result<void> DirectoryKeeper::clear_privileges(NodeId node, bool clears_set_ids, const UpperInode& inode) {
     const auto found = records_.attributes(node);
     if (!found) return std::unexpected(found.error());
-    if (clears_set_ids && without_set_ids(found->mode) != found->mode)
-        if (const auto set = inode.set_mode(without_set_ids(found->mode)); !set) return set;
+    if (const std::uint32_t mode = without_set_ids(found->mode); clears_set_ids && mode != found->mode) {
+        const auto set = tree_.keeps_stat_beside(mode) ? tree_.put_stat_beside(inode, {found->uid, found->gid}, mode)
+                                                       : inode.set_mode(mode);
+        if (!set) return set;
+    }
     const auto has = records_.has_xattr(node, InodeRecord::kCapability, kCapabilityXattr);
     if (!has) return std::unexpected(has.error());
     if (!*has) return {};
@@ -226,6 +229,24 @@ Result<void> DirectoryKeeper::allocate(NodeId file, int mode, const Range& range
 // Attributes.
 
 /// The mode that the records will say, also where the file system below drops bits by rules of its own at a chown.
+Result<void> DirectoryKeeper::put_owner_and_mode(const UpperInode& inode, const Attributes& before, std::uint32_t mode,
+                                                 const change::SetAttributes& set) const {
+    // A chown that keeps both owners is how ctime alone is moved.
+    const bool is_only_ctime = !set.uid && !set.gid && !set.mode && !set.atime && !set.mtime && mode == before.mode;
+    const bool is_new_owner = set.uid || set.gid || is_only_ctime;
+    const bool is_new_mode = set.mode || mode != before.mode;
+    if (tree_.keeps_stat_beside(mode)) {
+        if (!is_new_owner && !is_new_mode) return {};
+        return tree_.put_stat_beside(inode, {set.uid.value_or(before.uid), set.gid.value_or(before.gid)}, mode);
+    }
+    constexpr std::uint32_t kKeep = ~std::uint32_t{0};
+    if (is_new_owner)
+        if (const auto done = inode.set_owner({set.uid.value_or(kKeep), set.gid.value_or(kKeep)}); !done) return done;
+    const bool may_have_lost_bits = is_new_owner && (mode & (S_ISUID | S_ISGID));
+    if (S_ISLNK(mode) || (!is_new_mode && !may_have_lost_bits)) return {};
+    return inode.set_mode(mode);
+}
+
 Result<void> DirectoryKeeper::set_attributes(const change::SetAttributes& set) {
     const auto brought = bring_up(set.node);
     if (!brought) return std::unexpected(brought.error());
@@ -236,15 +257,7 @@ Result<void> DirectoryKeeper::set_attributes(const change::SetAttributes& set) {
     if (!inode) return std::unexpected(inode.error());
     std::uint32_t mode = set.mode ? (before->mode & S_IFMT) | (*set.mode & 07777) : before->mode;
     if (set.clears_privileges) mode = without_set_ids(mode);
-    // A chown that keeps both owners is how ctime alone is moved.
-    const bool is_only_ctime = !set.uid && !set.gid && !set.mode && !set.atime && !set.mtime && mode == before->mode;
-    const bool is_new_owner = set.uid || set.gid || is_only_ctime;
-    constexpr std::uint32_t kKeep = ~std::uint32_t{0};
-    if (is_new_owner)
-        if (const auto done = inode->set_owner({set.uid.value_or(kKeep), set.gid.value_or(kKeep)}); !done) return done;
-    const bool may_have_lost_bits = is_new_owner && (mode & (S_ISUID | S_ISGID));
-    if (!S_ISLNK(mode) && (set.mode || mode != before->mode || may_have_lost_bits))
-        if (const auto done = inode->set_mode(mode); !done) return done;
+    if (const auto done = put_owner_and_mode(*inode, *before, mode, set); !done) return done;
     if (set.clears_privileges)
         if (const auto done = clear_privileges(set.node, false, *inode); !done) return done;
     if (!set.atime && !set.mtime) return {};

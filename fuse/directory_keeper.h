@@ -91,6 +91,8 @@ private:
 
     // Attributes and data.
     Result<void> set_attributes(const change::SetAttributes& set);
+    Result<void> put_owner_and_mode(const UpperInode& inode, const Attributes& before, std::uint32_t mode,
+                                    const change::SetAttributes& set) const;
     Result<void> resize(const change::Resize& resize);
     Result<void> set_xattr(const change::SetXattr& set);
     Result<void> remove_xattr(const change::RemoveXattr& remove);

@@ -75,14 +75,18 @@ Result<void> DirectoryKeeper::build(const change::Make& make, const Spot& at) {
     const auto status = status_of(opened->fd());
     if (!status) return std::unexpected(status.error());
     made_number_ = view_.number_of(::gnu_dev_makedev(status->stx_dev_major, status->stx_dev_minor), status->stx_ino);
-    if (Owner{make.uid, make.gid} != Owner{status->stx_uid, status->stx_gid})
+    const bool is_beside = tree_.keeps_stat_beside(make.mode);
+    if (!is_beside && Owner{make.uid, make.gid} != Owner{status->stx_uid, status->stx_gid})
         if (const auto set = opened->set_owner({make.uid, make.gid}); !set) return set;
     for (const auto& [name, value] : {std::pair(std::string_view("system.posix_acl_access"), make.access_acl),
                                       std::pair(std::string_view("system.posix_acl_default"), make.default_acl)})
         if (!value.empty())
             if (const auto set = opened->set_xattr(name, value); !set) return set;
-    if (!S_ISLNK(make.mode))
+    if (is_beside) {
+        if (const auto set = tree_.put_stat_beside(*opened, {make.uid, make.gid}, make.mode); !set) return set;
+    } else if (!S_ISLNK(make.mode)) {
         if (const auto set = opened->set_mode(make.mode); !set) return set;
+    }
     if (needs_plain_mark(make.name, make.mode))
         if (const auto set = opened->set_xattr(tree_.mark(kPlainSuffix), "y"); !set) return set;
     if (file) remember(make.node, std::move(*file), true);

@@ -129,6 +129,11 @@ Result<struct statx> UpperTree::status(NodeId node) const {
     return status_of(*at);
 }
 
+Result<void> UpperTree::put_stat_beside(const UpperInode& inode, const Owner& owner, std::uint32_t mode) const {
+    const OverriddenStat stat{.uid = owner.uid, .gid = owner.gid, .mode = mode};
+    return inode.set_xattr(view_.override_stat_xattr(), override_stat_text(stat));
+}
+
 Result<void> UpperTree::put(NodeId node, const std::optional<Place>& place) {
     try {
         Arena& arena = records_.arena();

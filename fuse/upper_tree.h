@@ -46,6 +46,13 @@ public:
     Result<UpperInode> inode(NodeId node) const;  ///< To change its attributes.
     Result<struct statx> status(NodeId node) const;
 
+    /// Whether the mount keeps owner and mode of such an inode in an attribute beside it (override_stat), not as its
+    /// own. It then keeps what it was made with, so that a server without privilege can work on it.
+    bool keeps_stat_beside(std::uint32_t mode) const {
+        return !view_.override_stat_xattr().empty() && (S_ISREG(mode) || S_ISDIR(mode));
+    }
+    Result<void> put_stat_beside(const UpperInode& inode, const Owner& owner, std::uint32_t mode) const;
+
     /// Whether something of below would show under a name that is not in the upper.
     Result<bool> shows_below(NodeId directory, std::string_view name) const {
         return directory >= kFirstNewNode ? Result<bool>(false) : view_.shows_below(directory, name);

@@ -153,6 +153,24 @@ class CallTest(FolderTest):
         status = os.stat(self.mnt / "file")
         self.assertEqual((77, 78), (status.st_uid, status.st_gid))
 
+    def test_owners_and_modes_are_kept_beside_the_files_when_the_mount_says_so(self):
+        self.fuse(self.writable(",xattr_permissions=2"))
+        (self.mnt / "new").write_text("x")
+        (self.mnt / "folder").mkdir(mode=0o700)
+        for name, mode in (("new", 0o4711), ("folder", 0o3755), ("file", 0o640)):
+            os.chown(self.mnt / name, 5, 6)
+            (self.mnt / name).chmod(mode)
+        with open(self.mnt / "new", "a", encoding="ascii") as file:
+            file.write("y")
+        shown = {name: (self.mnt / name).stat()[:6] for name in ("new", "folder", "file")}
+        self.unmount()
+        for name, text in (("new", "5:6:4711:file"), ("folder", "5:6:3755:dir"), ("file", "5:6:640:file")):
+            path = self.folder / "upper" / name
+            self.assertEqual(text, os.getxattr(path, "user.containers.override_stat").decode())
+            self.assertEqual((os.geteuid(), os.getegid()), (path.stat().st_uid, path.stat().st_gid))
+        self.fuse(self.writable(",xattr_permissions=2"))
+        self.assertEqual(shown, {name: (self.mnt / name).stat()[:6] for name in shown})
+
     def test_five_hundred_lowers_with_1024_descriptors(self):
         for number in range(500):
             (self.folder / f"l{number}").mkdir()

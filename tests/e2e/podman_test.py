@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -217,7 +218,16 @@ class Storage:
                 found.append(words.replace(b"\0", b" ").decode())
         return found
 
+    def end_pause_process(self):
+        """It would go on holding the user's namespaces, and with them every mount that was there at its start."""
+        for file in (self.folder / "xdg").glob("**/pause.pid"):
+            try:
+                os.kill(int(file.read_text()), signal.SIGKILL)
+            except (ProcessLookupError, ValueError):
+                pass
+
     def close(self):
+        self.end_pause_process()
         for _ in range(5):
             for line in reversed(self.left_mounts()):
                 run("umount", "-l", line.split()[1], check=False)
