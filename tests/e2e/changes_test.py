@@ -572,12 +572,19 @@ class CostTest(unittest.TestCase):
         self.assertEqual("9999\n", (self.target / "moved/file09999").read_text())
 
     def requests_of(self, use):
-        """The requests that `use` makes the kernel send, the first time and the second."""
-        counts = [self.lamina.requests("cost")["total"]]
-        for _ in range(2):
+        """The requests that `use` makes the kernel send, the first time and again: the least of a few times, for
+        whoever makes the kernel drop its caches meanwhile costs a pass, not the promise."""
+        def count():
+            before = self.lamina.requests("cost")["total"]
             use()
-            counts.append(self.lamina.requests("cost")["total"])
-        return counts[1] - counts[0], counts[2] - counts[1]
+            return self.lamina.requests("cost")["total"] - before
+
+        first, again = count(), count()
+        for _ in range(4):
+            if again == 0:
+                break
+            again = min(again, count())
+        return first, again
 
     def read_all(self):
         for number in range(self.ENTRIES):  # Python's own open would ask each file whether it is a terminal
