@@ -13,16 +13,14 @@ import pathlib
 import shutil
 import signal
 import sqlite3
-import stat
 import subprocess
 import tempfile
 import unittest
 
 import support
-from support import (IS_ROOT, Lamina, Layout, entry, layer, main, manifest, needs_fuse, needs_program,
+from support import (IS_ROOT, USER, Lamina, Layout, entry, layer, main, manifest, needs_fuse, needs_program,
                      needs_root, run)
 
-USER = 54_321  # an ordinary user that no machine has
 SMALL_CHANGE = 1 << 20  # what is allocated ahead, for data and for the log, stays below this
 PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 HELLO_C = '#include <stdio.h>\nint main(void) { puts("compiled on the mount"); return 0; }\n'
@@ -643,8 +641,6 @@ lamina daemon stop >/dev/null
 
 
 class UserTest(unittest.TestCase):
-    """As root: in a private mount namespace where /dev/fuse is everybody's and the user has a name."""
-
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="lamina-user-", dir="/var/tmp"))
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
@@ -658,25 +654,10 @@ class UserTest(unittest.TestCase):
     def command(self):
         if not IS_ROOT:
             return ["sh", str(self.folder / "script")]
-        if not shutil.which("setpriv"):
-            self.skipTest("needs setpriv")
-        os.chmod(self.folder, 0o755)
-        try:
-            os.mknod(self.folder / "fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
-        except OSError as error:
-            self.skipTest(f"no device node can be made: {error}")
-        os.chmod(self.folder / "fuse", 0o666)
-        shutil.copy("/etc/passwd", self.folder / "passwd")
-        with open(self.folder / "passwd", "a") as file:
-            file.write(f"lamina-test:x:{USER}:{USER}::{self.folder}:/bin/sh\n")
-        for path in [self.folder / "layout", *(self.folder / "layout").rglob("*")]:
+        for path in [self.folder, self.folder / "layout", *(self.folder / "layout").rglob("*")]:
             os.chown(path, USER, USER)
         (self.folder / "build").mkdir()
-        enter = (f'mount --bind "{self.folder}/fuse" /dev/fuse && mount --bind "{self.folder}/passwd" /etc/passwd '
-                 f'&& mount --bind "{support.BUILD}" "{self.folder}/build" && chown {USER} "{self.folder}" '
-                 f'&& exec setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps=-all '
-                 f'sh "{self.folder}/script"')
-        return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", enter]
+        return support.as_user(self.folder, self.folder / "script", [(support.BUILD, self.folder / "build")])
 
     @needs_program("fusermount3")
     @needs_fuse

@@ -4,9 +4,9 @@ import json
 import os
 import pathlib
 import pty
+import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import time
 import unittest
@@ -188,8 +188,7 @@ class RunTest(StoreTest):
 
     def without_unified_cgroups(self):
         program = self.lamina.folder / "runtime"
-        program.write_text("#!/bin/sh\nexec unshare --mount --propagation slave sh -c 'umount /sys/fs/cgroup/unified; "
-                           f"exec {self.RUNTIME} \"$@\"' _ \"$@\"\n")
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(support.without_unified_cgroups(self.RUNTIME))} "$@"\n')
         program.chmod(0o755)
         return program
 
@@ -328,30 +327,19 @@ ls "$XDG_RUNTIME_DIR/lamina/containers"
 @needs_root
 @needs_program("busybox")
 @needs_program("runc")
-@needs_program("setpriv")
 class UserRunTest(StoreTest):
-    """An ordinary user, in a mount namespace where /dev/fuse is everybody's and he has a name."""
-    USER = 54321
-
     def test_an_ordinary_user_runs_a_container_as_its_root(self):
         home = self.lamina.folder
         Layout(home / "layout").add("tools", [tools_layer()])
         (home / "script").write_text(USER_SCRIPT)
         (home / "build").mkdir()
         (home / "xdg").mkdir(mode=0o700)
-        (home / "passwd").write_text(pathlib.Path("/etc/passwd").read_text() +
-                                     f"lamina-test:x:{self.USER}:{self.USER}::{home}:/bin/sh\n")
-        run("chown", "-R", f"{self.USER}:{self.USER}", home)
-        os.mknod(home / "fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
-        (home / "fuse").chmod(0o666)
-        enter = (f'mount --bind "{home}/fuse" /dev/fuse && mount --bind "{home}/passwd" /etc/passwd && '
-                 f'mount --bind "{support.BUILD}" "{home}/build" && exec setpriv --reuid {self.USER} '
-                 f'--regid {self.USER} --clear-groups --inh-caps=-all sh "{home}/script"')
+        run("chown", "-R", f"{support.USER}:{support.USER}", home)
+        words = support.as_user(home, home / "script", [(support.BUILD, home / "build")])
         environment = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "xdg"),
                        "LAMINA_STORE": str(home / "store"), "LAMINAD": str(home / "build/daemon/laminad"),
                        "LAMINA_FUSE": str(home / "build/fuse/lamina-fuse")}
-        result = subprocess.run(["unshare", "--mount", "--propagation", "slave", "sh", "-c", enter], env=environment,
-                                capture_output=True, text=True, timeout=120)
+        result = run(*words, env=environment, timeout=120)
         self.assertEqual("", result.stderr)
         self.assertEqual(["0", "written", "status 5", '{"mounts":[]}', "lock"], result.stdout.splitlines())
 

@@ -144,8 +144,8 @@ class DaemonTest(StoreTest):
         command = f'"{self.lamina.program}" --store "{self.lamina.store}"'
         script = (f'{command} mount test:1 "{target}" --name inside >/dev/null && cat "{target}/etc/motd" '
                   f'&& {command} umount inside')
-        result = subprocess.run(["unshare", "--mount", "sh", "-c", script], env=self.lamina.environment,
-                                capture_output=True, text=True, timeout=60)
+        result = subprocess.run(["unshare", "--mount", "--propagation", "slave", "sh", "-c", script],
+                                env=self.lamina.environment, capture_output=True, text=True, timeout=60)
         self.assertEqual("hello\n", result.stdout, result.stderr)
         self.assertFalse(os.path.ismount(target))
 

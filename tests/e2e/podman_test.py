@@ -8,9 +8,9 @@ import difflib
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import time
@@ -20,7 +20,6 @@ import support
 from changes_test import resource_limit_lines
 from support import IS_ROOT, Layout, entry, layer, main, needs_fuse, needs_program, needs_root, run
 
-USER = 54321
 TOOLS = ("sh ls cat id sleep touch rm mv cp ln mkdir rmdir chmod chown find sort stat sha256sum dd head grep tar true "
          "false test sync readlink printf sed").split()
 
@@ -145,7 +144,8 @@ class Storage:
     """Podman's storage in a folder of its own, with one mount program."""
 
     def __init__(self, program, user=None):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="lamina-podman-", dir="/var/tmp"))
+        self.folder = pathlib.Path(f"/var/tmp/lamina-podman-{secrets.token_hex(4)}")  # no "_": it is in images' names
+        self.folder.mkdir(mode=0o700)
         self.program, self.user = program, user
         (self.folder / "work").mkdir()
         (self.folder / "home").mkdir()
@@ -168,29 +168,12 @@ class Storage:
         (self.folder / "xdg").mkdir(mode=0o700)
 
     def enter(self, script):
-        """The words that run a shell script as the user: with /dev/fuse and a name of his own where root tests."""
+        """The words that run a shell script, as the user where there is one."""
         if not self.user:
             return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
-        self.folder.chmod(0o755)
-        os.mknod(self.folder / "fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
-        (self.folder / "fuse").chmod(0o666)
-        for name, line in (("passwd", f"lamtest:x:{self.user}:{self.user}::{self.folder}/home:/bin/sh"),
-                           ("group", f"lamtest:x:{self.user}:"), ("subuid", "lamtest:700000:65536"),
-                           ("subgid", "lamtest:700000:65536")):
-            text = pathlib.Path("/etc", name).read_text() if os.path.exists(f"/etc/{name}") else ""
-            pathlib.Path("/etc", name).touch()
-            (self.folder / name).write_text(f"{text}{line}\n")
         (self.folder / "as-user").write_text(script)
-        for folder, folders, files in os.walk(self.folder):
-            for name in [".", *folders, *files]:
-                if name not in ("passwd", "group", "subuid", "subgid", "fuse"):
-                    os.chown(os.path.join(folder, name), self.user, self.user, follow_symlinks=False)
-        binds = " && ".join(f'mount --bind "{self.folder}/{name}" /etc/{name}'
-                            for name in ("passwd", "group", "subuid", "subgid"))
-        enter = (f'mount --bind "{self.folder}/fuse" /dev/fuse && {binds} && mount --make-rshared / && cd / && '
-                 f'exec setpriv --reuid {self.user} --regid {self.user} --init-groups --inh-caps=-all '
-                 f'sh "{self.folder}/as-user"')
-        return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", enter]
+        run("chown", "-R", f"{self.user}:{self.user}", self.folder)
+        return support.as_user(self.folder, self.folder / "as-user")
 
     def run_script(self, runtime, cgroups, build_options):
         environment = {**self.environment, "RUNTIME": runtime, "CGROUPS": cgroups, "BUILD_OPTIONS": build_options}
@@ -276,9 +259,8 @@ class PodmanTest(unittest.TestCase):
         self.compared()
 
     @needs_program("newuidmap")
-    @needs_program("setpriv")
     def test_as_a_user_all_is_as_with_fuse_overlayfs(self):
-        self.compared(USER)
+        self.compared(support.USER)
 
 
 if __name__ == "__main__":

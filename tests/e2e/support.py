@@ -20,6 +20,7 @@ import unittest
 BUILD = pathlib.Path(os.environ.get("LAMINA_BUILD", "build")).resolve()
 IS_ROOT = os.geteuid() == 0
 EXIT_SKIPPED = 77
+USER = 54_321  # an ordinary user that no machine has
 
 
 def can_mount():
@@ -40,6 +41,41 @@ def run(*words, check=True, **options):
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, words))}: exit {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def as_user(folder, script, binds=()):
+    """Words with which root runs `script`, the path of a shell script, as USER in a mount namespace of its own: he has
+    a name, home `folder`, subordinate ids, and /dev/fuse is everybody's. `binds`: (source, target) to mount there too.
+    /proc is mounted afresh: where something hides a part of it, a user namespace would get none.
+    """
+    if not shutil.which("setpriv"):
+        raise unittest.SkipTest("needs setpriv")
+    os.chmod(folder, 0o755)
+    account = pathlib.Path(folder, "account")
+    account.mkdir()
+    try:
+        os.mknod(account / "fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
+    except OSError as error:
+        raise unittest.SkipTest(f"no device node can be made: {error}") from error
+    os.chmod(account / "fuse", 0o666)
+    lines = {"passwd": f"lamina-test:x:{USER}:{USER}::{folder}:/bin/sh", "group": f"lamina-test:x:{USER}:",
+             "subuid": "lamina-test:700000:65536", "subgid": "lamina-test:700000:65536"}
+    for name, line in lines.items():
+        original = pathlib.Path("/etc", name)
+        original.touch()
+        (account / name).write_text(f"{original.read_text()}{line}\n")
+    binds = [(account / "fuse", "/dev/fuse"), *((account / name, f"/etc/{name}") for name in lines), *binds]
+    enter = " && ".join([*(f'mount --bind "{source}" "{target}"' for source, target in binds),
+                         "mount -t proc proc /proc", "mount --make-rshared /", f'cd "{folder}"',
+                         f'exec setpriv --reuid {USER} --regid {USER} --init-groups --inh-caps=-all sh "{script}"'])
+    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", enter]
+
+
+def without_unified_cgroups(*words):
+    """Words that run `words` where crun, which refuses cgroups of both versions at once, does not see those of the
+    second."""
+    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c",
+            'umount /sys/fs/cgroup/unified; exec "$@"', "_", *words]
 
 
 class Lamina:

@@ -140,7 +140,7 @@ TEST_CASE("an upper that a user namespace's overlayfs changed shows as the kerne
     )");
     try {
         stack.script(R"(
-            unshare -Urm sh -ec '
+            unshare -Urm --propagation slave sh -ec '
             mount -t overlay -o userxattr,lowerdir=lower0:lower1,upperdir=upper,workdir=work overlay merged
             cd merged; chmod 600 dir/g; echo more >>dir/f; rm -r gone again; mkdir again; echo new >again/new
             setfattr -n user.mine -v 1 dir/g; mv dir/g dir/h'
