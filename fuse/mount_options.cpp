@@ -24,7 +24,7 @@ constexpr std::size_t kPathLimitBytes = 4095;
     throw store::Error(store::Errc::malformed, why + " (try --help)");
 }
 
-// Mount flags and options of other programs that change nothing here.
+// Mount flags and options of other programs that change nothing here: access times are the server's, not the kernel's.
 bool is_harmless(std::string_view name) {
     constexpr std::array kNames = {"rw",       "default_permissions",
                                    "auto",     "allow_other",
@@ -36,7 +36,9 @@ bool is_harmless(std::string_view name) {
                                    "lazytime", "strictatime",
                                    "exec",     "nostrictatime",
                                    "sync",     "nolazytime",
-                                   "async",    "defaults"};
+                                   "async",    "defaults",
+                                   "dirsync",  "remount",
+                                   "nodiratime"};
     return std::ranges::find(kNames, name) != kNames.end();
 }
 
@@ -57,7 +59,7 @@ void apply_option(ServerOptions& options, const std::string& option) {
         options.allows_devices = name == "dev";
     } else if ((name == "suid" || name == "nosuid") && !value) {
         options.allows_set_id = name == "suid";
-    } else if ((name == "noexec" || name == "noatime" || name == "nodiratime") && !value) {
+    } else if ((name == "noexec" || name == "noatime") && !value) {
         options.mount_flags.push_back(name);
     } else if (name == "cache" && value) {
         options.cache_bytes = parse_size(*value);

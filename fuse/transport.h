@@ -28,7 +28,7 @@ struct MountSpec {
     bool allows_others = false;
     bool allows_set_id = false;
     bool allows_devices = false;
-    std::vector<std::string> flags;  ///< Further ones of the kernel: noexec, noatime, nodiratime.
+    std::vector<std::string> flags;  ///< Further ones of the kernel: noexec, noatime.
     bool is_debug = false;           ///< libfuse writes each request to standard error.
 };
 

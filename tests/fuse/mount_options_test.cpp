@@ -46,6 +46,12 @@ TEST_CASE("an unknown -o option is a warning, not an error", "[mount_options]") 
     CHECK(options.warnings[0] == "option private is not known and has no effect");
 }
 
+TEST_CASE("the kernel gets no flag that libfuse does not pass on", "[mount_options]") {
+    const auto options = parse({"-o", "lowerdir=/a,nodiratime,dirsync,remount,strictatime,noatime,noexec", "/mnt"});
+    CHECK(options.warnings.empty());
+    CHECK(options.mount_flags == Words{"noatime", "noexec"});
+}
+
 TEST_CASE("a wrong command line is refused with what is wrong", "[mount_options]") {
     struct Case {
         Words words;

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""lamina-fuse in fuse-overlayfs' place: what podman, mount(8) and users of user namespaces may count on."""
+import difflib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+import unittest
+
+import folders_test
+import support
+from support import USER, main, needs_fuse, needs_program, needs_root, run
+
+FUSE_OVERLAYFS = shutil.which("fuse-overlayfs")
+
+
+@needs_fuse
+@needs_root
+class OptionTest(folders_test.FolderTest):
+    def options_of_the_mount(self):
+        return run("findmnt", "-no", "OPTIONS", self.mnt).stdout.strip().split(",")
+
+    def test_the_version_is_one_line(self):
+        result = run(support.BUILD / "fuse/lamina-fuse", "--version", stdin=subprocess.DEVNULL)
+        self.assertRegex(result.stdout, r"\Alamina-fuse [0-9.]+\n\Z")
+        self.assertEqual("", result.stderr)
+
+    def test_options_of_other_programs_are_taken_without_a_word(self):
+        result = self.fuse(self.writable(',fsync=0,context="system_u:object_r:container_file_t:s0:c1,c2",remount,noacl,'
+                                         "redirect_dir=on,index=off,xino=off,static_nlink,timeout=1,threaded=1,"
+                                         "allow_other,default_permissions,nofail,_netdev,defaults,auto,async"))
+        self.assertEqual("", result.stdout + result.stderr)
+        (self.mnt / "new").write_text("x")
+
+    def test_options_of_access_times_are_the_mounts(self):
+        for given, shown in (("noatime", "noatime"), ("nodiratime", None), ("relatime", "relatime"),
+                             ("strictatime", None), ("atime,diratime,norelatime,lazytime", None)):
+            with self.subTest(given):
+                result = self.fuse(self.writable("," + given))
+                self.assertEqual("", result.stderr)
+                if shown:
+                    self.assertIn(shown, self.options_of_the_mount())
+                self.unmount()
+
+    def test_a_mount_is_remounted_with_other_flags(self):
+        self.fuse(self.writable())
+        run("mount", "-i", "-o", "remount,ro,noexec", self.mnt)
+        self.assertLessEqual({"ro", "noexec"}, set(self.options_of_the_mount()))
+        with self.assertRaises(OSError):
+            (self.mnt / "new").write_text("x")
+        run("mount", "-i", "-o", "remount,rw,noatime", self.mnt)
+        (self.mnt / "new").write_text("x")
+        self.assertLessEqual({"rw", "noatime"}, set(self.options_of_the_mount()))
+        self.unmount()
+        self.assertEqual("x", (self.folder / "upper/new").read_text())
+
+    def test_a_mount_serves_as_soon_as_the_parent_has_returned(self):
+        for _ in range(8):
+            self.fuse("lowerdir=a:b")
+            self.assertEqual(folders_test.FUSE_MAGIC, run("stat", "-f", "-c", "%t", self.mnt).stdout.strip())
+            self.assertEqual("b\n", (self.mnt / "below").read_text())
+            self.unmount()
+
+    def test_with_d_each_request_is_printed_and_it_stays_in_the_foreground(self):
+        with open(self.folder / "log", "w+") as log, \
+                subprocess.Popen([support.BUILD / "fuse/lamina-fuse", "-d", "-o", "lowerdir=a", self.mnt],
+                                 cwd=self.folder, stdout=log, stderr=log) as process:
+            end = time.monotonic() + 10
+            while not os.path.ismount(self.mnt) and time.monotonic() < end:
+                time.sleep(0.01)
+            self.assertEqual("a\n", (self.mnt / "file").read_text())
+            self.assertIsNone(process.poll())
+            run("fusermount3", "-u", self.mnt)
+            self.assertEqual(0, process.wait(10))
+            self.assertRegex((self.folder / "log").read_text(), "LOOKUP")
+
+    def test_however_the_mount_is_taken_away_its_processes_end(self):
+        for words in (("fusermount3", "-u"), ("umount",), ("fusermount3", "-uz"), ("umount", "-l")):
+            with self.subTest(words=words):
+                self.fuse(self.writable())
+                self.assertNotEqual([], self.servers())
+                name = "-".join(words)
+                (self.mnt / name).write_text("answered")
+                run(*words, self.mnt)
+                self.assertEqual("answered", (self.folder / "upper" / name).read_text())
+                self.wait_until_gone()
+
+
+USER_SCRIPT = r"""
+set -eu
+mkdir low up work mnt low/tree; echo low > low/file; echo low > low/tree/leaf
+mount_it() { "$FUSE" -o "lowerdir=low,upperdir=up,workdir=work$1" mnt; }
+change() {
+  stat -f -c %t mnt; cat mnt/file; echo "$1" > mnt/new; echo more >> mnt/file; rm mnt/tree/leaf; mv mnt/tree mnt/moved
+  ln mnt/file mnt/link; chmod 600 mnt/file; ls mnt mnt/moved; cat up/new up/link; stat -c '%h %a' mnt/file
+}
+forget() { rm -rf up work; mkdir up work; }
+mount_it ""; change user; fusermount3 -u mnt; cat up/new; ls up; forget
+unshare --user --map-root-user --mount --propagation slave sh -euc "$(cat "$HOME/functions")
+  mount_it ,volatile; change root; stat -c %u:%g mnt/new; umount mnt; cat up/new"
+forget
+unshare --user --map-root-user --map-auto --mount --propagation slave sh -euc "$(cat "$HOME/functions")
+  mount_it ,volatile; change mapped; chown 5:6 mnt/new mnt/moved; stat -c %u:%g mnt/new mnt/moved
+  setpriv --reuid 5 --regid 6 --clear-groups touch mnt/moved/mine; stat -c %u:%g mnt/moved/mine up/moved/mine
+  umount mnt
+  mount_it ''; stat -c %u:%g mnt/moved/mine; fusermount3 -u mnt; rm -rf up work"
+"""
+CHANGED = ["65735546", "low", "mnt:", "file", "link", "moved", "new", "", "mnt/moved:"]
+
+
+@needs_fuse
+@needs_root
+@needs_program("fusermount3")
+@needs_program("newuidmap")
+class UserTest(folders_test.FolderTest):
+    def test_it_mounts_for_a_user_and_for_the_root_of_a_user_namespace(self):
+        home = self.folder / "home"
+        home.mkdir()
+        (home / "script").write_text(USER_SCRIPT)
+        (home / "functions").write_text(re.search(r"^mount_it.*?^forget[^\n]*", USER_SCRIPT, re.M | re.S).group())
+        (home / "build").mkdir()
+        run("chown", "-R", f"{USER}:{USER}", home)
+        self.folder.chmod(0o755)
+        self.mnt = home / "mnt"
+        words = support.as_user(home, home / "script", [(support.BUILD, home / "build")])
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home), "FUSE": str(home / "build/fuse/lamina-fuse")}
+        result = run(*words, env=environment, timeout=60, check=False)
+        self.assertEqual((0, ""), (result.returncode, result.stderr), result.stdout)
+        lines = []
+        for who, more in (("user", ["user", "file", "link", "moved", "new", "tree"]), ("root", ["0:0", "root"]),
+                          ("mapped", ["5:6", "5:6", "5:6", "5:6", "5:6"])):
+            lines += [*CHANGED, who, "low", "more", "2 600", *more]
+        self.assertEqual(lines, result.stdout.splitlines())
+        self.wait_until_gone()
+
+
+if __name__ == "__main__":
+    main()
