@@ -48,8 +48,12 @@ std::size_t descriptors_for_view(std::size_t source_count) {
     return std::min<std::size_t>(limit.rlim_cur - taken, 1024 - kOwnDescriptors - kLeastCached);
 }
 
+/// An ordinary user's server can give nothing away: what is shown as the one owner's is kept as its own.
 IdMap id_map(const std::vector<IdRange>& ranges, std::optional<std::uint32_t> squashed_to, std::uint32_t own) {
-    return {.ranges = ranges, .is_closed = !ranges.empty(), .squashed_to = squashed_to, .own = own};
+    return {.ranges = ranges,
+            .is_closed = !ranges.empty(),
+            .squashed_to = squashed_to,
+            .own = ::geteuid() == 0 ? squashed_to.value_or(own) : own};
 }
 
 /// Of a mount without an upper: nothing changes.

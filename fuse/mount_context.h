@@ -18,7 +18,7 @@ struct IdMap {
 
     std::vector<IdRange> ranges;  ///< None: all are shown as they are kept.
     bool is_closed = false;       ///< What lies in no range is nobody's, instead of being shown as it is kept.
-    std::optional<std::uint32_t> squashed_to;  ///< All are shown as this one, and kept as `own`.
+    std::optional<std::uint32_t> squashed_to;  ///< All are shown as this one; this one is kept as `own`.
     std::uint32_t own = 0;
 
     std::uint32_t shown(std::uint32_t kept) const noexcept {

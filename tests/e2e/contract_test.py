@@ -88,6 +88,57 @@ class OptionTest(folders_test.FolderTest):
                 self.wait_until_gone()
 
 
+OWNERS_SCRIPT = r"""
+show() { (cd "$1" && find . -mindepth 1 -printf '%P %y %U:%G %m\n' | sort); }
+said() { sed 's/.*: //'; }
+cd "$1"; mkdir a upper work mnt
+for id in 0 5 70000; do
+  mkdir a/d$id; echo x > a/f$id; chown $id:$id a/d$id a/f$id; chmod 777 a/d$id; chmod 666 a/f$id
+done
+"$PROGRAM" -o "lowerdir=a,upperdir=upper,workdir=work,$OPTIONS" mnt 2>/dev/null
+echo shown; show mnt
+echo more >> mnt/f5; chmod 640 mnt/f70000; mkdir mnt/folder; ln -s x mnt/link
+for id in $IDS; do
+  setpriv --reuid $id --regid $id --clear-groups touch mnt/d0/by$id 2>&1 | said
+  touch mnt/own$id; chown $id:$id mnt/own$id 2>&1 | said
+done
+echo changed; show mnt
+umount mnt
+"""
+
+
+@needs_fuse
+@needs_root
+@needs_program("setpriv")
+@unittest.skipUnless(FUSE_OVERLAYFS, "needs fuse-overlayfs")
+class OwnersTest(folders_test.FolderTest):
+    maxDiff = None
+
+    def outcome(self, program, options, ids):
+        folder = self.folder / pathlib.Path(program).name
+        folder.mkdir()
+        environment = {**os.environ, "PROGRAM": str(program), "OPTIONS": options, "IDS": ids}
+        text = run("sh", "-c", OWNERS_SCRIPT, "_", folder, env=environment).stdout
+        end = time.monotonic() + 10
+        while os.path.ismount(folder / "mnt") and time.monotonic() < end:
+            time.sleep(0.01)
+        find = ("find", folder / "upper", "-mindepth", "1", "!", "-name", ".wh.*", "-printf", "%P %y %U:%G %m\n")
+        kept = run(*find).stdout
+        shutil.rmtree(folder)
+        return [*text.splitlines(), *sorted(kept.splitlines())]
+
+    def test_owners_are_shown_and_kept_as_fuse_overlayfs_does(self):
+        self.folder.chmod(0o755)
+        for options, ids in (("uidmapping=:0:100000:65536,gidmapping=:0:100000:65536", "0 5 100000 165535 300000"),
+                             ("uidmapping=0:1000:10:10:3000:5,gidmapping=0:2000:10:10:3000:5", "0 1000 1009 3004 2003"),
+                             ("squash_to_uid=77,squash_to_gid=78", "0 5 77 78"), ("squash_to_root", "0 5")):
+            with self.subTest(options):
+                theirs, ours = (self.outcome(program, options, ids)
+                                for program in (FUSE_OVERLAYFS, support.BUILD / "fuse/lamina-fuse"))
+                self.assertIn("own0", "\n".join(theirs))
+                self.assertEqual("", "\n".join(difflib.unified_diff(theirs, ours, lineterm="")))
+
+
 USER_SCRIPT = r"""
 set -eu
 mkdir low up work mnt low/tree; echo low > low/file; echo low > low/tree/leaf
