@@ -13,6 +13,7 @@
 #include "store/error.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 namespace lamina::unionfs {
 namespace {
@@ -78,6 +80,8 @@ public:
     void serve(const std::function<void()>& on_ready);
 
 private:
+    void run_server(const std::function<void()>& on_ready);
+    void end();
     void make_view(MountFolders& folders);
     void add_images(std::vector<StackSource>& sources, const std::vector<std::string>& images);
 
@@ -137,6 +141,11 @@ void DirectoryServer::Impl::make_view(MountFolders& folders) {
 }
 
 void DirectoryServer::Impl::serve(const std::function<void()>& on_ready) {
+    run_server(on_ready);
+    end();
+}
+
+void DirectoryServer::Impl::run_server(const std::function<void()>& on_ready) {
     EndSignals signals;
     auto arena = Arena::create();
     if (!arena) store::throw_errno(std::to_underlying(arena.error()), "arena");
@@ -164,9 +173,16 @@ void DirectoryServer::Impl::serve(const std::function<void()>& on_ready) {
     spec.flags = options_.mount_flags;
     spec.is_debug = options_.is_debug;
     server.run(spec);
-    if (const auto synced = fs_->sync(); !synced) {
-        log_.line(fmt::format("the last sync failed: errno {}", std::to_underlying(synced.error())));
-    }
+}
+
+// All is in the upper by now: whoever mounts it next, or waits to, need not wait for a slow disk too.
+void DirectoryServer::Impl::end() {
+    fs_.reset();
+    keeper_.reset();
+    if (is_read_only_) return;
+    for (const auto* const folder : {&folders_.upper, &folders_.work}) ::flock(folder->get(), LOCK_UN);
+    if (options_.stack.is_volatile || ::syncfs(folders_.upper.get()) == 0) return;
+    log_.line(fmt::format("the last sync failed: {}", std::strerror(errno)));
 }
 
 DirectoryServer::DirectoryServer(const ServerOptions& options) : impl_(std::make_unique<Impl>(options)) {}

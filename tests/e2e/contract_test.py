@@ -88,6 +88,37 @@ class OptionTest(folders_test.FolderTest):
                 self.wait_until_gone()
 
 
+SLOW_SYNC = r"""
+#include <stdlib.h>
+#include <unistd.h>
+int syncfs(int fd) {
+  (void)fd;
+  while (access(getenv("SYNC_GATE"), F_OK) != 0) usleep(10000);
+  return 0;
+}
+"""
+
+
+@needs_fuse
+@needs_root
+@needs_program("cc")
+class SlowDiskTest(folders_test.FolderTest):
+    def test_the_next_mount_of_an_upper_does_not_wait_until_the_disk_has_what_the_one_before_wrote(self):
+        (self.folder / "sync.c").write_text(SLOW_SYNC)
+        run("cc", "-shared", "-fPIC", "-o", self.folder / "sync.so", self.folder / "sync.c")
+        slow = {**os.environ, "LD_PRELOAD": str(self.folder / "sync.so"), "SYNC_GATE": str(self.folder / "gate")}
+        self.fuse(self.writable(), env=slow)
+        (self.mnt / "new").write_text("x")
+        self.unmount()
+        before = self.servers()
+        self.fuse(self.writable())
+        self.assertEqual("x", (self.mnt / "new").read_text())
+        self.assertNotEqual([], [server for server in before if server in self.servers()])
+        self.unmount()
+        (self.folder / "gate").touch()
+        self.wait_until_gone()
+
+
 OWNERS_SCRIPT = r"""
 show() { (cd "$1" && find . -mindepth 1 -printf '%P %y %U:%G %m\n' | sort); }
 said() { sed 's/.*: //'; }
