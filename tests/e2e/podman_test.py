@@ -61,8 +61,9 @@ step export podman export c1 -o exported.tar; contents exported.tar
 step import into /dev/null podman import -q exported.tar imported
 step run-imported run --rm imported /bin/sh -c 'cat /srv/one; ls /opt'
 step save podman save -q -o made.tar made; layers made.tar
-step rmi into /dev/null podman rmi -f imported
+step rmi into /dev/null podman rmi -f imported made
 step load podman load -q -i made.tar
+step run-loaded in_container made 'cat /srv/one; stat -c "%n %a %u:%g %h" /srv/* /opt/*'
 step read-only run --rm --read-only tools sh -c 'touch /x; echo $?; cat /etc/motd'
 mkdir over && echo low > over/file && echo low > over/gone && mkdir over/dir
 step overlay-volume run --rm -v "$WORK/over:/x:O" tools sh -c '
@@ -99,10 +100,24 @@ if [ "$(id -u)" = 0 ]; then
   cat $m/srv/one; ls $m/opt; echo host > $m/opt/host; cat $m/opt/host
   step container-umount into /dev/null podman umount c1
 else
-  step unshare podman unshare sh -c '
+  step image-mount podman unshare sh -c '
     cat "$(podman image mount tools)/etc/motd"; podman image umount -f tools >/dev/null'
+  step container-mount podman unshare sh -c '
+    m=$(podman mount c1); cat $m/srv/one; ls $m/opt; echo host > $m/opt/host; cat $m/opt/host
+    podman umount c1 >/dev/null'
   step ids run --rm --user 1:2 tools sh -c '
     id -u; id -g; touch /tmp/mine; stat -c %u:%g /tmp/mine /etc/motd; touch /etc/motd; echo $?'
+fi
+if [ "$(podman version -f '{{.Client.Version}}' | cut -d. -f1)" -ge 5 ]; then  # older ones map owners twice
+  first=$([ "$(id -u)" = 0 ] && echo 100000 || echo 1)
+  step uidmap run --name mapped --uidmap 0:$first:5000 --gidmap 0:$first:5000 tools sh -c '
+    head -1 /proc/self/uid_map | tr -s " "; touch /new; chown 5:6 /new; mkdir /dir; mv /srv/tree /moved; cat /etc/motd
+    rm /srv/one; chown 7:8 /etc/group
+    stat -c "%n %u:%g %a" /new /dir /moved /moved/a /etc/group /etc/motd /bin/busybox'
+  podman diff mapped > listing; step mapped-diff sort listing
+  step mapped-commit into /dev/null podman commit -q mapped from-mapped
+  step run-mapped in_container from-mapped '
+    ls /srv; stat -c "%n %u:%g %a" /new /dir /moved /moved/a /etc/group /etc/motd'
 fi
 if command -v buildah >/dev/null; then
   step from into /dev/null buildah from -q --name b tools
@@ -113,6 +128,9 @@ if command -v buildah >/dev/null; then
   step run-buildahs in_container from-buildah 'cat /root/b /root/copied; ls /root'
 fi
 step volumes run --rm -v named:/v tools sh -c 'echo kept > /v/file; cat /v/file'
+step container-prune into /dev/null podman container prune -f
+step image-prune into /dev/null podman image prune -f
+podman image list --format '{{.Repository}}' > listing; step images sort listing
 step rm into /dev/null podman rm -f -a
 step prune into /dev/null podman system prune -a -f --volumes
 step nothing podman images -q
