@@ -100,6 +100,22 @@ class MountHelperTest(StoreTest):
         self.fails("mount -t lamina none $M -o lowerdir=$T/low,image=absent:1", "absent:1")
         self.fails("mount -t lamina none $M -o lowerdir=$T/absent,image=test:1", "absent")
 
+    def test_folders_by_the_type_fuse_lamina_are_remounted_too(self):
+        for name in ("low", "up", "work"):
+            self.lamina.make_folder(name)
+        result = self.inside("mount -t fuse.lamina src $M -o lowerdir=$T/low,upperdir=$T/up,workdir=$T/work; "
+                             "findmnt -rno SOURCE,FSTYPE $M; echo new > $M/new; mount -o remount,ro $M; "
+                             "touch $M/x 2>&1 | grep -o Read-only; mount -o remount,rw $M; touch $M/x; umount $M; "
+                             "ls $T/up")
+        self.assertEqual(["src fuse.lamina", "Read-only", "new", "x"], result.stdout.splitlines())
+
+    def test_a_line_of_fstab_for_users_is_without_set_id_bits_devices_and_programs(self):
+        self.fstab.write_text(f"test:1 {self.target} lamina user,noauto,x-gvfs-hide,ro 0 0\n")
+        result = self.inside("mount -T $T/fstab $M; findmnt -no OPTIONS $M; cat $M/etc/motd; umount $M")
+        options, text = result.stdout.splitlines()
+        self.assertLessEqual({"ro", "nosuid", "nodev", "noexec"}, set(options.split(",")))
+        self.assertEqual("hello", text)
+
     def test_fake_mounts_nothing(self):
         self.inside("mount -f -t lamina test:1 $M; ! mountpoint -q $M; mount -f -t fuse.lamina test:1 $M; "
                     "! mountpoint -q $M; mount.lamina -fnsv test:1 $M -N x -t lamina -o rw; ! mountpoint -q $M")
