@@ -1,0 +1,165 @@
+"""A folder with one of everything that a copy can lose, and lines that say all of it."""
+import hashlib
+import os
+import pathlib
+import socket
+import stat
+import struct
+
+from support import run, xattr_names
+
+HOLE_BLOCK = 4096
+CAPABILITY = struct.pack("<IIIII", 0x02000000 | 1, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep
+TIMES = {"before": -1_000_000_000_123_456_789, "first": 1, "last": 4_102_444_800_987_654_321, "usual": 1_700_000_000_000_000_007}
+ODD_NAMES = [b".wh.x", b".wh..wh..opq", b"two\nlines", b"\xff\xfe\x80", b"-", b"a b\t\x01", b"#1", b"back\\slash", b"n" * 255]
+
+
+def acl(path, *entries, default=False):
+    for entry in entries:
+        run("setfacl", *(["-d"] if default else []), "-m", entry, path)
+
+
+def make_files(root):
+    (root / "plain").write_bytes(b"plain\n" * 1000)
+    (root / "empty").write_bytes(b"")
+    for name, mode in (("setuid", 0o4755), ("setgid", 0o2711), ("none", 0), ("all", 0o6777)):
+        (root / name).write_text(name)
+        os.chown(root / name, 1000 + len(name), 2000)
+        (root / name).chmod(mode)
+    for name, time in TIMES.items():
+        (root / f"time-{name}").write_text(name)
+        os.utime(root / f"time-{name}", ns=(time, time))
+    with open(root / "sparse", "wb") as file:
+        file.truncate(8 << 20)
+        for at in (1 << 20, 5 << 20):
+            file.seek(at)
+            file.write(b"data" * 2048)
+    with open(root / "hole-at-the-end", "wb") as file:
+        file.write(b"x" * 5000)
+        file.truncate(3 << 20)
+    (root / "big").write_bytes(os.urandom(2 << 20))
+
+
+def make_attributes(root):
+    for name in ("xattrs", "acl", "capability"):
+        (root / name).write_text(name)
+    os.setxattr(root / "xattrs", "user.text", b"value")
+    os.setxattr(root / "xattrs", "user.empty", b"")
+    os.setxattr(root / "xattrs", "user.bytes", bytes(range(256)) * 4)
+    os.setxattr(root / "xattrs", "trusted.root", b"only root's")
+    os.setxattr(root / "xattrs", "security.other", b"1")
+    acl(root / "acl", "u:1234:rw", "g:4321:r", "m::rwx")
+    (root / "capability").chmod(0o755)
+    os.setxattr(root / "capability", "security.capability", CAPABILITY)
+    folder = root / "folder-acl"
+    folder.mkdir()
+    acl(folder, "u:1234:rwx")
+    acl(folder, "u:1234:rwx", "g::r-x", default=True)
+    os.setxattr(folder, "user.folder", b"yes")
+
+
+def make_kinds(root):
+    (root / "link").symlink_to("plain")
+    (root / "dangling").symlink_to("/no/such/" + "t" * 200)
+    os.lchown(root / "link", 1001, 1002)
+    os.utime(root / "link", ns=(5, 6), follow_symlinks=False)
+    os.mkfifo(root / "fifo", 0o640)
+    os.mknod(root / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mknod(root / "disk", stat.S_IFBLK | 0o660, os.makedev(240, 77))
+    (root / "links").mkdir()
+    for name in ("first", "second", "links/third"):
+        os.link(root / "plain", root / name)
+    os.symlink("target", root / "linked-link")
+    os.link(root / "linked-link", root / "links/linked-link", follow_symlinks=False)
+    (root / "sticky").mkdir(mode=0o700)
+    (root / "sticky").chmod(0o3777)
+    deep = root / "deep"
+    deep.mkdir()
+    os.makedirs(deep / "/".join(["d" * 40] * 10))
+    (deep / "/".join(["d" * 40] * 10) / "end").write_text("end")
+
+
+def make_names(root):
+    names = os.fsencode(root / "names")
+    os.mkdir(names)
+    for name in ODD_NAMES:
+        with open(os.path.join(names, name), "wb") as file:
+            file.write(name)
+        os.mkdir(os.path.join(names, name[:250] + b".dir"))
+
+
+def make_rich_tree(root, has_sockets=True, has_odd_names=True):
+    """Needs root. `has_odd_names`: without them, no name is a mark to any reader of layers."""
+    root = pathlib.Path(root)
+    make_files(root)
+    make_attributes(root)
+    make_kinds(root)
+    if has_odd_names:
+        make_names(root)
+    if has_sockets:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(root / "socket"))
+    for folder, _, _ in os.walk(root, topdown=False):
+        os.utime(folder, ns=(1_600_000_000_000_000_001, 1_600_000_000_123_456_789))
+
+
+def whole_blocks_in_holes(path):
+    """Numbers of the blocks that lie whole in holes, as ranges: where a hole begins within a block is nobody's promise."""
+    ranges = []
+    with open(path, "rb") as file:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        while at < size:
+            try:
+                data = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                data = size
+            begin, end = -(-at // HOLE_BLOCK), data // HOLE_BLOCK
+            if end > begin:
+                ranges.append((begin, end))
+            at = size if data == size else os.lseek(file.fileno(), data, os.SEEK_HOLE)
+    return ranges
+
+
+def describe(root, has_holes=True, has_times=True, lists_whiteouts=False):
+    """A line for each name of a tree: type, mode, owner, nanosecond time, size, bytes, holes, target, device, xattrs with
+    ACLs and capabilities, and which names are one inode. Equal trees have equal lines. `lists_whiteouts`: as overlayfs does where only one layer has a
+    folder."""
+    root = os.fsencode(root)
+    lines, links = {}, {}
+    pending = [b""]
+    while pending:
+        relative = pending.pop()
+        path = os.path.join(root, relative) if relative else root
+        if lists_whiteouts and not os.path.lexists(path):
+            continue
+        status = os.lstat(path)
+        fields = [oct(status.st_mode), f"{status.st_uid}:{status.st_gid}"]
+        if has_times:
+            fields.append(str(status.st_mtime_ns))
+        if stat.S_ISREG(status.st_mode):
+            with open(path, "rb") as file:
+                fields += [str(status.st_size), hashlib.file_digest(file, "sha256").hexdigest()]
+            if has_holes:
+                fields.append(f"holes={whole_blocks_in_holes(path)}")
+        if stat.S_ISLNK(status.st_mode):
+            fields.append(repr(os.readlink(path)))
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            fields.append(str(status.st_rdev))
+        fields += [f"{name}={os.getxattr(path, name, follow_symlinks=False).hex()}" for name in sorted(xattr_names(path))]
+        if stat.S_ISDIR(status.st_mode):
+            pending += [os.path.join(relative, name) for name in os.listdir(path)]
+        else:
+            fields.append(f"nlink={status.st_nlink}")
+            links.setdefault(status.st_ino, []).append(relative)
+        lines[relative] = fields
+    for group in links.values():
+        for path in group:
+            lines[path].append(f"same={sorted(group)}" if len(group) > 1 else "alone")
+    return [f"/{path.decode('utf-8', 'backslashreplace')} {' '.join(fields)}" for path, fields in sorted(lines.items())]
+
+
+def difference(expected, found):
+    """The first lines that are not the same; empty: none."""
+    expected, found = set(expected), set(found)
+    return "\n".join([f"missing: {line}" for line in sorted(expected - found)[:4]] +
+                     [f"instead: {line}" for line in sorted(found - expected)[:4]])
