@@ -191,7 +191,7 @@ void walk_resize(Coder& coder, C& change) {
 
 template <class Coder, class C>
 void walk_write(Coder& coder, C& change) {
-    coder.flags({change.clears_privileges});
+    coder.flags({change.clears_privileges, change.is_mapped});
     node(coder, change.node);
     range(coder, change.offset_bytes, change.size_bytes);
     place(coder, change.extent_offset_bytes, change.size_bytes);

@@ -14,7 +14,7 @@
 /// and the replay of the log run the same ChangeSet::apply(), so that a replayed mount cannot differ from the live one.
 ///
 /// Names and values are views into the caller's memory. `time` becomes mtime and ctime of what the operation touches.
-/// `clears_privileges` is about set-id bits; security.capability goes with any change of data in any case.
+/// `clears_privileges` is about set-id bits; security.capability goes with any other change of data in any case.
 namespace lamina::unionfs::change {
 
 /// A new inode under a name: mknod, create, mkdir, symlink. The name is free. O_TMPFILE: `name` is empty, no link.
@@ -75,6 +75,7 @@ struct Write {
     std::uint64_t size_bytes = 0;
     std::uint64_t extent_offset_bytes = 0;
     bool clears_privileges = false;
+    bool is_mapped = false;  ///< Of a mapping's pages, which take no privileges; not even security.capability goes.
     Timestamp time;
 };
 /// fallocate: the range reads as zeros. `new_size_bytes`: the file's size after it.

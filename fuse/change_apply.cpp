@@ -320,7 +320,9 @@ Result<void> ChangeApplier::operator()(const change::Write& write) {
                                     .extent_offset_bytes = write.extent_offset_bytes});
     const std::uint64_t end = write.offset_bytes + write.size_bytes;
     if (end > get(*file).size_bytes) arena_.set(get(*file).size_bytes, end);
-    return changed_data(*file, write.clears_privileges, write.time);
+    if (!write.is_mapped) return changed_data(*file, write.clears_privileges, write.time);
+    touch(*file, write.time);
+    return {};
 }
 
 Result<void> ChangeApplier::operator()(const change::Zero& zero) {

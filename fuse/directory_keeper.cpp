@@ -192,9 +192,28 @@ Result<std::size_t> DirectoryKeeper::write(const change::Write& write, std::span
     if (const auto brought = bring_up(write.node); !brought) return std::unexpected(brought.error());
     const auto file = open_cached(write.node, true);
     if (!file) return std::unexpected(file.error());
+    if (write.is_mapped) return write_mapped(write, (*file)->get(), data);
     const auto cleared = clear_privileges(write.node, write.clears_privileges, UpperInode((*file)->get()));
     if (!cleared) return std::unexpected(cleared.error());
     return write_at((*file)->get(), write.offset_bytes, data);
+}
+
+/// A mapping's pages take no privileges, but the write(2) by which they come into the upper does: puts them back.
+Result<std::size_t> DirectoryKeeper::write_mapped(const change::Write& write, int fd, std::span<const std::byte> data) {
+    const UpperInode inode(fd);
+    const auto has = records_.has_xattr(write.node, InodeRecord::kCapability, kCapabilityXattr);
+    if (!has) return std::unexpected(has.error());
+    const auto capability =
+        *has ? inode.xattr(kCapabilityXattr) : Result<std::optional<std::string>>(std::optional<std::string>());
+    if (!capability) return std::unexpected(capability.error());
+    const auto before = status_of(fd);
+    const auto written = write_at(fd, write.offset_bytes, data);
+    if (*capability)
+        if (const auto set = inode.set_xattr(kCapabilityXattr, **capability); !set) return std::unexpected(set.error());
+    const bool has_set_ids = before && without_set_ids(before->stx_mode) != before->stx_mode;
+    if (has_set_ids)
+        if (const auto set = inode.set_mode(before->stx_mode); !set) return std::unexpected(set.error());
+    return written;
 }
 
 Result<void> DirectoryKeeper::resize(const change::Resize& resize) {

@@ -97,6 +97,7 @@ private:
     Result<void> set_xattr(const change::SetXattr& set);
     Result<void> remove_xattr(const change::RemoveXattr& remove);
     Result<void> clear_privileges(NodeId node, bool clears_set_ids, const UpperInode& inode);
+    Result<std::size_t> write_mapped(const change::Write& write, int fd, std::span<const std::byte> data);
     Result<bool> bring_up(NodeId node, std::uint64_t size_limit_bytes = CopyUp::kWhole);
     Result<OpenFile> open_cached(NodeId file, bool is_for_writing);
     void remember(NodeId node, store::UniqueFd fd, bool is_writable);

@@ -21,7 +21,8 @@ inline constexpr std::uint64_t kHasResend = std::uint64_t{1} << 39;
 
 /// FATTR_* of SETATTR: kill set-id bits and file capabilities (HANDLE_KILLPRIV_V2).
 inline constexpr std::uint32_t kSetattrKillPrivileges = 1U << 11;
-/// Of WRITE's write_flags, likewise.
+/// Of WRITE's write_flags: pages of a mapping; and the kill bit, likewise.
+inline constexpr std::uint32_t kWriteFromMapping = 1U << 0;
 inline constexpr std::uint32_t kWriteKillPrivileges = 1U << 2;
 /// Of SETXATTR's setxattr_flags (with SETXATTR_EXT): an ACL that takes the set-gid bit away.
 inline constexpr std::uint32_t kSetxattrKillSetGid = 1U << 0;

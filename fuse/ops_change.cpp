@@ -47,12 +47,14 @@ bool setattr_kills_privileges() {
     return (body.valid & kernel::kSetattrKillPrivileges) != 0;
 }
 
-bool write_kills_privileges() {
+UnionFs::WriteBy write_by() {
     const RawRequest& raw = Transport::current();
     fuse_write_in body{};
-    if (raw.body.size() < sizeof body) return false;
+    if (raw.body.size() < sizeof body) return UnionFs::WriteBy::privileged;
     std::memcpy(&body, raw.body.data(), sizeof body);
-    return (body.write_flags & kernel::kWriteKillPrivileges) != 0;
+    if ((body.write_flags & kernel::kWriteFromMapping) != 0) return UnionFs::WriteBy::mapping;
+    const bool kills = (body.write_flags & kernel::kWriteKillPrivileges) != 0;
+    return kills ? UnionFs::WriteBy::unprivileged : UnionFs::WriteBy::privileged;
 }
 
 AttributeChange to_change(const OwnerMap& owners, const struct stat& attributes, int valid) {
@@ -159,10 +161,8 @@ public:
     fuse_ino_t node = 0;
     std::uint64_t offset_bytes = 0;
     std::span<const std::byte> data;  ///< Inside the buffer.
-    bool kills_privileges = false;
-    Result<WrittenBytes> operator()() {
-        return written(context_->fs->write(node, offset_bytes, data, kills_privileges));
-    }
+    UnionFs::WriteBy by = UnionFs::WriteBy::privileged;
+    Result<WrittenBytes> operator()() { return written(context_->fs->write(node, offset_bytes, data, by)); }
 
 private:
     MountContext* context_;
@@ -174,19 +174,19 @@ void op_write(fuse_req_t request, fuse_ino_t node, const char* bytes, std::size_
     MountContext& context = context_of(request);
     const auto data = std::as_bytes(std::span(bytes, size_bytes));
     const auto offset_bytes = static_cast<std::uint64_t>(offset);
-    const bool kills_privileges = write_kills_privileges();
+    const UnionFs::WriteBy by = write_by();
     if (size_bytes > kBigWriteBytes) {
         if (auto kept = context.transport->keep_current()) {
             BigWrite later(context, std::move(kept));
             later.node = node;
             later.offset_bytes = offset_bytes;
             later.data = data;
-            later.kills_privileges = kills_privileges;
+            later.by = by;
             answer_later(request, std::move(later));
             return;
         }
     }
-    answer(request, [&] { return written(context.fs->write(node, offset_bytes, data, kills_privileges)); });
+    answer(request, [&] { return written(context.fs->write(node, offset_bytes, data, by)); });
 }
 
 void op_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t offset, off_t size, fuse_file_info*) {

@@ -88,14 +88,17 @@ Result<std::size_t> UnionFs::Impl::write_kept(change::Write write, std::span<con
 }
 
 Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std::span<const std::byte> data,
-                                   bool clears_privileges) {
+                                   WriteBy by) {
     const std::lock_guard lock(impl_->mutex);
     if (const auto can = impl_->can_change(); !can) return std::unexpected(can.error());
     const auto file = impl_->file(node);
     if (!file) return std::unexpected(file.error());
     if (data.empty()) return 0;
     if (offset_bytes > kMaxFileBytes || data.size() > kMaxFileBytes - offset_bytes) return fail(EFBIG);
-    change::Write write{.node = node, .clears_privileges = clears_privileges, .time = impl_->clock()};
+    change::Write write{.node = node,
+                        .clears_privileges = by == WriteBy::unprivileged,
+                        .is_mapped = by == WriteBy::mapping,
+                        .time = impl_->clock()};
     std::size_t done = 0;
     while (done < data.size()) {
         write.offset_bytes = offset_bytes + done;
@@ -163,7 +166,7 @@ Result<std::size_t> UnionFs::copy_range(const CopyRange& range) {
         const auto count = read(range.from, range.from_offset_bytes + done, part);
         if (!count && done == 0) return count;
         if (!count || *count == 0) break;
-        const auto written = write(range.to, range.to_offset_bytes + done, part.first(*count), false);
+        const auto written = write(range.to, range.to_offset_bytes + done, part.first(*count), WriteBy::privileged);
         if (!written && done == 0) return written;
         if (!written) break;
         done += *written;

@@ -94,8 +94,10 @@ public:
     };
     Result<void> rename(const Place& from, const Place& to, RenameFlags flags);
     Result<Attributes> set_attributes(NodeId node, const AttributeChange& change);
-    Result<std::size_t> write(NodeId node, std::uint64_t offset_bytes, std::span<const std::byte> data,
-                              bool clears_privileges);
+    /// What is told from a write of one who has CAP_FSETID: it takes set-id bits too, or was made by a mapping and
+    /// takes nothing, not even security.capability.
+    enum class WriteBy { privileged, unprivileged, mapping };
+    Result<std::size_t> write(NodeId node, std::uint64_t offset_bytes, std::span<const std::byte> data, WriteBy by);
     /// mode as fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE[|KEEP_SIZE]; others EOPNOTSUPP.
     Result<void> allocate(NodeId node, int mode, std::uint64_t offset_bytes, std::uint64_t size_bytes);
     struct CopyRange {

@@ -67,10 +67,13 @@ int main(int argc, char** argv) {
     const auto node_of = [](int number) { return kFirstNewNode + static_cast<NodeId>(number); };
 
     measure("create", count, [&](int number) { (void)fs.make(kRootNode, name_of(number), {.mode = S_IFREG}, {}); });
-    measure("write 128 bytes", count, [&](int number) { (void)fs.write(node_of(number), 0, data, false); });
-    measure("append 128 bytes", count, [&](int number) { (void)fs.write(node_of(0), 128U * number, data, false); });
+    measure("write 128 bytes", count,
+            [&](int number) { (void)fs.write(node_of(number), 0, data, UnionFs::WriteBy::privileged); });
+    measure("append 128 bytes", count,
+            [&](int number) { (void)fs.write(node_of(0), 128U * number, data, UnionFs::WriteBy::privileged); });
     measure("write in random places", count, [&](int number) {
-        (void)fs.write(node_of(1), static_cast<std::uint64_t>(number) * 7919 % 1'000'003 * 512, data, false);
+        (void)fs.write(node_of(1), static_cast<std::uint64_t>(number) * 7919 % 1'000'003 * 512, data,
+                       UnionFs::WriteBy::privileged);
     });
     std::vector<std::byte> out(4096);
     measure("read of 4 KiB, 9 pieces", count, [&](int number) {

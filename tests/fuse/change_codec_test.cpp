@@ -71,6 +71,7 @@ std::vector<change::Change> samples() {
             .node = 1, .mode = 07777, .uid = 0, .gid = 0xffffffff, .atime = past, .mtime = now, .ctime = past},
         change::Resize{.node = 3, .size_bytes = kMaxSize, .clears_privileges = true, .time = now},
         change::Write{.node = 3, .offset_bytes = 1, .size_bytes = 4096, .extent_offset_bytes = 8192, .time = now},
+        change::Write{.node = 3, .size_bytes = 1, .extent_offset_bytes = 4096, .is_mapped = true, .time = now},
         change::Zero{.node = 3, .offset_bytes = kMaxSize - 1, .size_bytes = 1, .new_size_bytes = kMaxSize},
         change::SetXattr{.node = 3, .name = "user.x", .value = kLongValue, .time = now},
         change::SetXattr{.node = 3, .name = kLongName, .value = "", .time = now},

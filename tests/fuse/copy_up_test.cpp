@@ -273,7 +273,7 @@ TEST_CASE("files without a name live until they are forgotten, and one can be gi
     const auto made = stage.at->fs->make_unnamed(stage.at->find("/d"), {.mode = S_IFREG | 0640}, {});
     REQUIRE(made);
     const NodeId node = made->attributes.node;
-    REQUIRE(stage.at->fs->write(node, 0, std::as_bytes(std::span("data", 4)), false));
+    REQUIRE(stage.at->fs->write(node, 0, std::as_bytes(std::span("data", 4)), UnionFs::WriteBy::privileged));
     CHECK(stage.at->fs->attributes(node)->nlink == 0);
     REQUIRE(stage.at->fs->link(node, stage.at->find("/d"), "named"));
     CHECK(stage.at->read("/d/named") == "data");
@@ -287,7 +287,7 @@ TEST_CASE("files without a name live until they are forgotten, and one can be gi
     const NodeId file = (*held)->attributes.node;
     REQUIRE(stage.at->unlink("/d/f") == 0);
     CHECK(stage.at->read_node(file) == "below");
-    REQUIRE(stage.at->fs->write(file, 0, std::as_bytes(std::span("B", 1)), false));
+    REQUIRE(stage.at->fs->write(file, 0, std::as_bytes(std::span("B", 1)), UnionFs::WriteBy::privileged));
     CHECK(stage.at->read_node(file) == "Below");
     stage.at->fs->forget(file, 1);
     CHECK(std::filesystem::is_empty(stage.folders.work + "/work"));

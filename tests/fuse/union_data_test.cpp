@@ -219,15 +219,27 @@ TEST_CASE("a write drops file capabilities always and set-id bits when asked", "
     });
     const NodeId node = at.find("/tool");
     const auto bytes = std::as_bytes(std::span("x", 1));
-    REQUIRE(at.fs->write(node, 0, bytes, false));
+    REQUIRE(at.fs->write(node, 0, bytes, UnionFs::WriteBy::privileged));
     CHECK(at.stat("/tool").mode == (S_IFREG | 06755));
     CHECK(UnionFixture::code(at.fs->xattr(node, "security.capability")) == ENODATA);
     CHECK(*at.fs->xattr(node, "user.kept") == "1");
-    REQUIRE(at.fs->write(node, 0, bytes, true));
+    REQUIRE(at.fs->write(node, 0, bytes, UnionFs::WriteBy::unprivileged));
     CHECK(at.stat("/tool").mode == (S_IFREG | 0755));
     CHECK(at.chmod("/tool", 06644) == 0);
     REQUIRE(at.fs->set_attributes(node, {.uid = 5}));
     CHECK(at.stat("/tool").mode == (S_IFREG | 02644));  // Set-gid without group execution means locking, and stays.
+}
+
+TEST_CASE("a mapping's pages drop neither file capabilities nor set-id bits", "[fuse][union][data]") {
+    UnionFixture at([](test::FakeView& view) {
+        const NodeId node = view.file(kRootNode, "tool", "binary", 06755);
+        view.node(node).xattrs = {{"security.capability", "caps"}};
+    });
+    const NodeId node = at.find("/tool");
+    REQUIRE(at.fs->write(node, 0, std::as_bytes(std::span("X", 1)), UnionFs::WriteBy::mapping));
+    CHECK(*at.fs->xattr(node, "security.capability") == "caps");
+    CHECK(at.stat("/tool").mode == (S_IFREG | 06755));
+    CHECK(at.read("/tool") == "Xinary");
 }
 
 TEST_CASE("a file of 100,000 extents is still quick to write and read", "[fuse][union][data]") {
@@ -235,7 +247,8 @@ TEST_CASE("a file of 100,000 extents is still quick to write and read", "[fuse][
     const NodeId node = at.find("/huge");
     const std::string byte = "n";
     for (std::uint64_t count = 0; count < 100'000; ++count)
-        REQUIRE(at.fs->write(node, count * 7 % 1'000'000 + 1, std::as_bytes(std::span(byte)), false));
+        REQUIRE(at.fs->write(node, count * 7 % 1'000'000 + 1, std::as_bytes(std::span(byte)),
+                             UnionFs::WriteBy::privileged));
     CHECK(extent_count(at) == 100'000);
     CHECK(at.read_node(node, 0, 16) == "vnvvvvvvnvvvvvvn");
     CHECK(at.truncate("/huge", 0) == 0);

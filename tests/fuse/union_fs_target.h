@@ -140,7 +140,8 @@ private:
         const unionfs::NodeId node = open_.at(words[1]);
         if (words[0] == "hread") return shown(at_.read_node(node));
         if (words[0] == "hwrite")
-            return count(at_.fs->write(node, std::stoull(words[2]), std::as_bytes(std::span(words[3])), false));
+            return count(at_.fs->write(node, std::stoull(words[2]), std::as_bytes(std::span(words[3])),
+                                       unionfs::UnionFs::WriteBy::privileged));
         if (words[0] == "hnlink") return std::to_string(at_.fs->attributes(node)->nlink);
         at_.fs->forget(node, 1);
         return "ok";

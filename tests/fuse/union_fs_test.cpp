@@ -90,6 +90,6 @@ TEST_CASE("a read-only union refuses every change and still reads", "[fuse][unio
     UnionFs read_only(at.view, *at.changes, nullptr);
     CHECK(UnionFixture::code(read_only.make(kRootNode, "x", {.mode = S_IFREG | 0644}, {})) == EROFS);
     CHECK(UnionFixture::code(read_only.unlink(kRootNode, "link")) == EROFS);
-    CHECK(UnionFixture::code(read_only.write(2, 0, {}, false)) == EROFS);
+    CHECK(UnionFixture::code(read_only.write(2, 0, {}, UnionFs::WriteBy::privileged)) == EROFS);
     CHECK((*read_only.lookup(kRootNode, "etc"))->attributes.node == at.find("/etc"));
 }

@@ -238,7 +238,8 @@ private:
         const std::uint64_t offset =
             pick(3) == 0 && node->is_file() ? node->content.size() : pick(static_cast<std::uint32_t>(kMaxContent));
         const std::string data = bytes(pick(4) == 0 ? 100 : 10);
-        const auto written = fs_->write(node->number, offset, std::as_bytes(std::span(data)), false);
+        const auto written =
+            fs_->write(node->number, offset, std::as_bytes(std::span(data)), UnionFs::WriteBy::privileged);
         REQUIRE(code(written) == model_.write(*node, offset, data));
         if (written) REQUIRE(*written == data.size());
     }

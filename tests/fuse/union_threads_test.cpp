@@ -21,7 +21,7 @@ TEST_CASE("many threads change one union, and no reader sees space that was used
         const std::string mine = "thread" + std::to_string(seed);
         for (int round = 0; round < 400; ++round) {
             const std::string line(64, static_cast<char>('a' + random() % 26));
-            if (!fs.write(shared, 0, std::as_bytes(std::span(line)), false)) ++wrong;
+            if (!fs.write(shared, 0, std::as_bytes(std::span(line)), UnionFs::WriteBy::privileged)) ++wrong;
             if (round % 50 == 0 && !fs.sync()) ++wrong;
             std::string seen(64, '?');
             if (!fs.read(shared, 0, std::as_writable_bytes(std::span(seen)))) ++wrong;

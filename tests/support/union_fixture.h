@@ -59,7 +59,7 @@ public:
         return code(made);
     }
     unionfs::Result<std::size_t> write(std::string_view path, std::uint64_t offset, std::string_view bytes) {
-        return fs->write(find(path), offset, std::as_bytes(std::span(bytes)), false);
+        return fs->write(find(path), offset, std::as_bytes(std::span(bytes)), unionfs::UnionFs::WriteBy::privileged);
     }
     std::string read_node(NodeId node, std::uint64_t offset = 0, std::size_t size = 1 << 20) {
         std::string out(size, '?');
