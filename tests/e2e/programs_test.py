@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Programs that notice what a file system does differently: git, rsync, tar, SQLite; on every kind of mount what they do
-on the disk itself. The ones that take longer are tools/programs."""
+"""Programs that notice what a file system does differently (git, rsync, tar, SQLite): on every kind of mount they
+do what they do on the disk itself."""
 import contextlib
 import multiprocessing
 import os
@@ -12,9 +12,9 @@ from rich_tree import describe, difference, make_rich_tree
 from support import main, needs_fuse, needs_program, needs_root, run
 from unions import UnionTest
 
-GIT_ENVIRONMENT = {**os.environ, "HOME": "/nowhere", "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@b",
-                   "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@b", "GIT_AUTHOR_DATE": "1700000000 +0000",
-                   "GIT_COMMITTER_DATE": "1700000000 +0000", "GIT_CONFIG_COUNT": "1",
+GIT_ENVIRONMENT = {**os.environ, "HOME": "/nowhere", "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "A",
+                   "GIT_AUTHOR_EMAIL": "a@b", "GIT_AUTHOR_DATE": "1700000000 +0000", "GIT_COMMITTER_NAME": "A",
+                   "GIT_COMMITTER_EMAIL": "a@b", "GIT_COMMITTER_DATE": "1700000000 +0000", "GIT_CONFIG_COUNT": "1",
                    "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
 JOURNALS = ("delete", "truncate", "persist", "memory", "wal", "off")
 WRITERS, ROWS = 3, 12
@@ -165,8 +165,8 @@ def write_rows(path, writer, journal):
 
 def make_database(path):
     connection = sqlite3.connect(path)
-    connection.executescript("CREATE TABLE rows (writer, row, data); CREATE TABLE total (count); INSERT INTO total VALUES (0);"
-                             "CREATE UNIQUE INDEX both ON rows (writer, row);")
+    connection.executescript("CREATE TABLE rows (writer, row, data); CREATE TABLE total (count);"
+                             "INSERT INTO total VALUES (0); CREATE UNIQUE INDEX both ON rows (writer, row);")
     connection.execute("INSERT INTO rows VALUES (-1, 0, ?)", (os.urandom(100_000),))
     connection.commit()
     connection.close()
@@ -185,8 +185,8 @@ class SqliteTest(UnionTest):
         """Several processes write at once. In the modes without a journal on disk a rollback is not needed here."""
         with contextlib.closing(sqlite3.connect(path)) as connection:
             before = connection.execute("SELECT count FROM total").fetchone()[0]
-        writers = [multiprocessing.get_context("fork").Process(target=write_rows, args=(str(path), number + before, journal))
-                   for number in range(WRITERS)]
+        process = multiprocessing.get_context("fork").Process
+        writers = [process(target=write_rows, args=(str(path), number + before, journal)) for number in range(WRITERS)]
         for writer in writers:
             writer.start()
         for writer in writers:

@@ -10,8 +10,10 @@ from support import run, xattr_names
 
 HOLE_BLOCK = 4096
 CAPABILITY = struct.pack("<IIIII", 0x02000000 | 1, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep
-TIMES = {"before": -1_000_000_000_123_456_789, "first": 1, "last": 4_102_444_800_987_654_321, "usual": 1_700_000_000_000_000_007}
-ODD_NAMES = [b".wh.x", b".wh..wh..opq", b"two\nlines", b"\xff\xfe\x80", b"-", b"a b\t\x01", b"#1", b"back\\slash", b"n" * 255]
+TIMES = {"before": -1_000_000_000_123_456_789, "first": 1, "last": 4_102_444_800_987_654_321,
+         "usual": 1_700_000_000_000_000_007}
+ODD_NAMES = [b".wh.x", b".wh..wh..opq", b"two\nlines", b"\xff\xfe\x80", b"-", b"a b\t\x01", b"#1", b"back\\slash",
+             b"n" * 255]
 
 
 def acl(path, *entries, default=False):
@@ -104,7 +106,7 @@ def make_rich_tree(root, has_sockets=True, has_odd_names=True):
 
 
 def whole_blocks_in_holes(path):
-    """Numbers of the blocks that lie whole in holes, as ranges: where a hole begins within a block is nobody's promise."""
+    """The blocks that lie whole in holes, as ranges of numbers: where in a block a hole begins is nobody's promise."""
     ranges = []
     with open(path, "rb") as file:
         size, at = os.fstat(file.fileno()).st_size, 0
@@ -121,9 +123,9 @@ def whole_blocks_in_holes(path):
 
 
 def describe(root, has_holes=True, has_times=True, lists_whiteouts=False):
-    """A line for each name of a tree: type, mode, owner, nanosecond time, size, bytes, holes, target, device, xattrs with
-    ACLs and capabilities, and which names are one inode. Equal trees have equal lines. `lists_whiteouts`: as overlayfs does where only one layer has a
-    folder."""
+    """A line for each name of a tree: type, mode, owner, nanosecond time, size, bytes, holes, target, device, xattrs
+    with ACLs and capabilities, and which names are one inode. Equal trees have equal lines. `lists_whiteouts`: as
+    overlayfs does where only one layer has a folder."""
     root = os.fsencode(root)
     lines, links = {}, {}
     pending = [b""]
@@ -145,7 +147,8 @@ def describe(root, has_holes=True, has_times=True, lists_whiteouts=False):
             fields.append(repr(os.readlink(path)))
         if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
             fields.append(str(status.st_rdev))
-        fields += [f"{name}={os.getxattr(path, name, follow_symlinks=False).hex()}" for name in sorted(xattr_names(path))]
+        for name in sorted(xattr_names(path)):
+            fields.append(f"{name}={os.getxattr(path, name, follow_symlinks=False).hex()}")
         if stat.S_ISDIR(status.st_mode):
             pending += [os.path.join(relative, name) for name in os.listdir(path)]
         else:

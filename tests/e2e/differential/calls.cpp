@@ -29,6 +29,7 @@ const std::map<std::string, Actor::Function>& Actor::table() {
         add_file_calls(table);
         add_name_calls(table);
         add_attribute_calls(table);
+        add_folder_calls(table);
         return table;
     }();
     return all;
@@ -93,6 +94,8 @@ int flags_word(const std::string& word) {
         {"path", O_PATH},
         {"sync", O_SYNC},
         {"noatime", O_NOATIME},
+        {"direct", O_DIRECT},
+        {"dir", AT_REMOVEDIR},
         {"noreplace", RENAME_NOREPLACE},
         {"exchange", RENAME_EXCHANGE},
         {"follow", AT_SYMLINK_FOLLOW},

@@ -27,6 +27,10 @@ namespace lamina::test::differential {
 ///     setxattr P NAME VALUE FLAGS   lsetxattr   fsetxattr H ...   getxattr P NAME   lgetxattr   fgetxattr
 ///     listxattr P   llistxattr   flistxattr   removexattr P NAME   lremovexattr   fremovexattr
 ///     diropen H P   dirread H   dirend H       dirend says whether the listing was right, whatever changed meanwhile
+///     dirrewind H                              the listing begins anew
+///     openat H D P FLAGS MODE   mkdirat D P MODE   unlinkat D P dir|-   renameat D P D2 Q FLAGS   linkat D P D2 Q
+///     symlinkat TARGET D P   fchdir D          D: the slot of a folder, wherever that is by now
+///     dread H OFFSET N   dwrite H OFFSET SEED N     whole blocks; the only ones for a descriptor of O_DIRECT
 class Actor {
 public:
     /// `program` must outlive it.
@@ -56,6 +60,7 @@ private:
     static void add_file_calls(std::map<std::string, Function>& table);
     static void add_name_calls(std::map<std::string, Function>& table);
     static void add_attribute_calls(std::map<std::string, Function>& table);
+    static void add_folder_calls(std::map<std::string, Function>& table);
     int fd(const std::string& slot) const;
     std::string put(const std::string& slot, int fd);
 
@@ -81,6 +86,8 @@ private:
     std::string mstore(const Words& words);
     std::string mload(const Words& words);
     std::string unmap(const Words& words);
+    std::string dread(const Words& words);
+    std::string dwrite(const Words& words);
     std::string flock(const Words& words);
     std::string setlk(const Words& words);
     // calls_names.cpp
@@ -102,6 +109,15 @@ private:
     std::string diropen(const Words& words);
     std::string dirread(const Words& words);
     std::string dirend(const Words& words);
+    // calls_folders.cpp
+    std::string openat(const Words& words);
+    std::string mkdirat(const Words& words);
+    std::string unlinkat(const Words& words);
+    std::string renameat(const Words& words);
+    std::string linkat(const Words& words);
+    std::string symlinkat(const Words& words);
+    std::string fchdir(const Words& words);
+    std::string dirrewind(const Words& words);
     // calls_attributes.cpp
     std::string stat(const Words& words);
     std::string access(const Words& words);
@@ -126,5 +142,6 @@ std::uint64_t number_word(const std::string& word);
 std::uint32_t octal_word(const std::string& word);
 int flags_word(const std::string& word);           ///< Of open(2), rename and the others, by name.
 std::vector<std::string> names_in(int directory);  ///< Sorted, with a letter for the type; reads on from its position.
+std::vector<std::string> names_of(int directory);  ///< Sorted, from the beginning; one "/": it cannot be listed.
 
 }  // namespace lamina::test::differential

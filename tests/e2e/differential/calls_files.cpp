@@ -13,7 +13,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <span>
 
 namespace lamina::test::differential {
 namespace {
@@ -40,6 +43,26 @@ std::uint32_t type_of(int file) {
 std::string counted(ssize_t result) {
     return result < 0 ? answer_of(result) : std::to_string(result);
 }
+
+/// Which offsets and lengths may be used depends on the disk below, so descriptors of O_DIRECT have calls of their own.
+bool is_direct(int file) {
+    const int flags = ::fcntl(file, F_GETFL);
+    return flags >= 0 && (flags & O_DIRECT) != 0;
+}
+
+/// Memory at a block's edge.
+class Blocks {
+public:
+    static constexpr std::size_t kBytes = 4096;
+    explicit Blocks(std::uint64_t count)
+        : size_bytes_(std::min<std::uint64_t>(count, 16) * kBytes),
+          bytes_(static_cast<char*>(std::aligned_alloc(kBytes, size_bytes_)), &std::free) {}
+    std::span<char> span() const noexcept { return {bytes_.get(), size_bytes_}; }
+
+private:
+    std::size_t size_bytes_;
+    std::unique_ptr<char, decltype(&std::free)> bytes_;
+};
 
 /// Touches memory that may have lost its file: true when that raised SIGBUS.
 template <class Touch>
@@ -89,6 +112,8 @@ void Actor::add_file_calls(std::map<std::string, Function>& table) {
                   {"mstore", &Actor::mstore},
                   {"mload", &Actor::mload},
                   {"unmap", &Actor::unmap},
+                  {"dread", &Actor::dread},
+                  {"dwrite", &Actor::dwrite},
                   {"flock", &Actor::flock},
                   {"setlk", &Actor::setlk}});
 }
@@ -119,6 +144,7 @@ std::string Actor::dup(const Words& words) {
 }
 
 std::string Actor::read(const Words& words) {
+    if (is_direct(fd(words.at(1)))) return "direct";
     if (type_of(fd(words.at(1))) == S_IFDIR) return "a folder";  // Its position is not the same on both sides.
     std::string room(std::min<std::uint64_t>(number_word(words.at(2)), kMostBytes), '\0');
     const ssize_t got = ::read(fd(words.at(1)), room.data(), room.size());
@@ -127,6 +153,7 @@ std::string Actor::read(const Words& words) {
 }
 
 std::string Actor::pread(const Words& words) {
+    if (is_direct(fd(words.at(1)))) return "direct";
     std::string room(std::min<std::uint64_t>(number_word(words.at(3)), kMostBytes), '\0');
     const ssize_t got =
         ::pread(fd(words.at(1)), room.data(), room.size(), static_cast<off_t>(number_word(words.at(2))));
@@ -135,12 +162,14 @@ std::string Actor::pread(const Words& words) {
 }
 
 std::string Actor::write(const Words& words) {
+    if (is_direct(fd(words.at(1)))) return "direct";
     if (type_of(fd(words.at(1))) == S_IFIFO) return "a fifo";  // The kernel moves no times of ours.
     const std::string data = data_of(words.at(2), 0, words.at(3));
     return counted(::write(fd(words.at(1)), data.data(), data.size()));
 }
 
 std::string Actor::pwrite(const Words& words) {
+    if (is_direct(fd(words.at(1)))) return "direct";
     const std::uint64_t offset_bytes = number_word(words.at(2));
     const std::string data = data_of(words.at(3), offset_bytes, words.at(4));
     return counted(::pwrite(fd(words.at(1)), data.data(), data.size(), static_cast<off_t>(offset_bytes)));
@@ -197,12 +226,14 @@ std::string Actor::fdatasync(const Words& words) {
 }
 
 std::string Actor::copyrange(const Words& words) {
+    if (is_direct(fd(words.at(1))) || is_direct(fd(words.at(3)))) return "direct";
     off_t from = std::stoll(words.at(2));
     off_t to = std::stoll(words.at(4));
     return counted(::copy_file_range(fd(words.at(1)), &from, fd(words.at(3)), &to, number_word(words.at(5)), 0));
 }
 
 std::string Actor::sendfile(const Words& words) {
+    if (is_direct(fd(words.at(1))) || is_direct(fd(words.at(2)))) return "direct";
     off_t from = std::stoll(words.at(3));
     return counted(::sendfile(fd(words.at(1)), fd(words.at(2)), &from, number_word(words.at(4))));
 }
@@ -253,6 +284,22 @@ std::string Actor::unmap(const Words& words) {
     ::close(found->second.fd);
     mappings_.erase(found);
     return "ok";
+}
+
+std::string Actor::dread(const Words& words) {
+    const Blocks blocks(1 + number_word(words.at(3)));
+    const auto at = static_cast<off_t>(number_word(words.at(2)) * Blocks::kBytes);
+    const ssize_t got = ::pread(fd(words.at(1)), blocks.span().data(), blocks.span().size(), at);
+    if (got < 0) return answer_of(got);
+    return digest_of(std::string_view(blocks.span().data(), static_cast<std::size_t>(got)));
+}
+
+std::string Actor::dwrite(const Words& words) {
+    const Blocks blocks(1 + number_word(words.at(4)));
+    const std::uint64_t at = number_word(words.at(2)) * Blocks::kBytes;
+    const std::string data = bytes_of({at, blocks.span().size(), static_cast<unsigned>(number_word(words.at(3)))});
+    std::ranges::copy(data, blocks.span().begin());
+    return counted(::pwrite(fd(words.at(1)), blocks.span().data(), blocks.span().size(), static_cast<off_t>(at)));
 }
 
 std::string Actor::flock(const Words& words) {

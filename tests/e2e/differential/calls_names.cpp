@@ -19,15 +19,6 @@ namespace {
 
 constexpr std::size_t kMostBytes = 1 << 20;
 
-std::vector<std::string> names_of(int directory) {
-    const int again = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (again < 0) return {"/"};
-    auto names = names_in(again);
-    ::close(again);
-    for (auto& name : names) name.resize(name.rfind('/') == std::string::npos ? name.size() : name.rfind('/'));
-    return names;
-}
-
 /// Every name that a call mentions: these may come and go.
 void add_mentioned(std::set<std::string>& mentioned, const Call& call) {
     for (const auto& word : call.words) {
@@ -40,6 +31,15 @@ void add_mentioned(std::set<std::string>& mentioned, const Call& call) {
 }
 
 }  // namespace
+
+std::vector<std::string> names_of(int directory) {
+    const int again = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (again < 0) return {"/"};
+    auto names = names_in(again);
+    ::close(again);
+    for (auto& name : names) name.resize(name.rfind('/') == std::string::npos ? name.size() : name.rfind('/'));
+    return names;
+}
 
 void Actor::add_name_calls(std::map<std::string, Function>& table) {
     table.insert({{"rename", &Actor::rename},

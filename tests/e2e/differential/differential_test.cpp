@@ -2,6 +2,7 @@
 // remount. By hand:
 //
 //     LAMINA_DIFFERENTIAL_PROGRAMS=20000 LAMINA_DIFFERENTIAL_SEED=1 differential_test
+//     LAMINA_DIFFERENTIAL_COUNTS=1 ...                      prints how often each call was made with success
 //     LAMINA_DIFFERENTIAL_SCRIPT=FILE differential_test     one program, as a failed test has written it, call by call
 #include "e2e/differential/batch.h"
 #include "support/catch.h"
@@ -12,10 +13,13 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <array>
+#include <cctype>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <sstream>
 
 using namespace lamina;
@@ -70,21 +74,85 @@ void report(const Program& program, const std::string& difference, Reference& re
     CHECK(false);
 }
 
+/// The calls of random programs, with what tells some of them apart.
+constexpr const char* kEveryCall =
+    "open;open trunc;open append;open direct;open excl;open path;tmpfile;linkfd;close;dup;read;pread;write;"
+    "pwrite;lseek;ftruncate;truncate;fallocate -;fallocate keep;fallocate punch,keep;fallocate zero;"
+    "fallocate zero,keep;seek;fsync;fdatasync;copyrange;sendfile;map;mstore;mload;unmap;flock;setlk;dread;"
+    "dwrite;stat;lstat;fstat;access;readlink;cat;list;rename -;rename exchange;rename noreplace;link;symlink;"
+    "unlink;rmdir;mkdir;mknod p;mknod c;mknod b;mknod f;bind;umask;chdir;getcwd;chmod;fchmod;chown;lchown;"
+    "fchown;utimens;futimens;setxattr user.a;setxattr trusted.t;setxattr security.capability;"
+    "setxattr system.posix_acl_access;setxattr system.posix_acl_default;removexattr user.a;"
+    "removexattr system.posix_acl_access;lsetxattr;fsetxattr;getxattr;lgetxattr;fgetxattr;listxattr;"
+    "llistxattr;flistxattr;lremovexattr;fremovexattr;diropen;dirread;dirend;dirrewind;openat;mkdirat;"
+    "unlinkat;renameat -;renameat exchange;linkat;symlinkat;fchdir;the second process";
+
+/// What was done with success, so that a generator that never gets anywhere is noticed.
+class Reached {
+public:
+    void add(const Call& call, const std::string& answer) {
+        const bool is_error = !answer.empty() &&
+                              answer.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") == std::string::npos &&
+                              std::isalpha(answer[0]);
+        const bool is_left_out = answer.starts_with("no such") || answer == "direct" || answer == "not understood";
+        const std::string& name = call.words[0];
+        ++made_[name];
+        if (is_error || is_left_out) return;
+        ++counts_[name];
+        if (name == "rename" || name == "renameat") ++counts_[name + " " + call.words.back()];
+        if (name == "fallocate") ++counts_[name + " " + call.words[2]];
+        if (name == "setxattr" || name == "removexattr") ++counts_[name + " " + call.words[2]];
+        if (name == "mknod") ++counts_[name + " " + call.words[2]];
+        if (name == "open")
+            for (const char* const flag : {"trunc", "append", "direct", "excl", "path"})
+                if (call.words[3].find(flag) != std::string::npos) ++counts_[name + " " + flag];
+        if (call.actor == 1) ++counts_["the second process"];
+    }
+    /// What no program of many has done.
+    std::string missing() const {
+        std::string names;
+        std::istringstream all(kEveryCall);
+        for (std::string name; std::getline(all, name, ';');)
+            if (!counts_.contains(name)) names += name + "; ";
+        return names;
+    }
+    std::string text() const {
+        std::string text;
+        for (const auto& [name, count] : counts_) {
+            text += name + ": " + std::to_string(count);
+            if (const auto made = made_.find(name); made != made_.end()) text += " of " + std::to_string(made->second);
+            text += "\n";
+        }
+        return text;
+    }
+
+private:
+    std::map<std::string, unsigned> counts_;
+    std::map<std::string, unsigned> made_;
+};
+
 void run_programs(Reference& reference, const SideMaker& make_side, unsigned programs) {
     const unsigned first = number_from("LAMINA_DIFFERENTIAL_SEED", 1);
     constexpr unsigned kReports = 5;
+    constexpr unsigned kMany = 300;
     unsigned reports = 0;
+    Reached reached;
+    const Trace count = [&](const Call& call, const std::string& answer, const std::string&) {
+        reached.add(call, answer);
+    };
     for (unsigned seed = first; seed < first + programs && reports < kReports; seed += kBatch) {
         std::vector<Program> batch;
         for (unsigned i = seed; i < std::min(seed + kBatch, first + programs); ++i) batch.push_back(random_program(i));
         INFO("LAMINA_DIFFERENTIAL_SEED=" << seed);
-        const auto found = run_batch(batch, reference.fresh(), make_side);
+        const auto found = run_batch(batch, reference.fresh(), make_side, count);
         for (std::size_t i = 0; i < batch.size() && reports < kReports; ++i) {
             if (found[i].empty()) continue;
             report(batch[i], found[i], reference, make_side);
             ++reports;
         }
     }
+    if (std::getenv("LAMINA_DIFFERENTIAL_COUNTS")) std::cout << reached.text();
+    if (programs >= kMany) CHECK(reached.missing() == "");
 }
 
 void run_script(Reference& reference, const SideMaker& make_side, const std::string& file) {

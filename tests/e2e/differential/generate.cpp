@@ -6,7 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <random>
+#include <set>
+#include <tuple>
+#include <utility>
 
 namespace lamina::test::differential {
 namespace {
@@ -66,7 +71,7 @@ private:
         static const std::array<const char*, 8> kNames = {"a", "b", "c", "d", "e", "f", "g", "h"};
         static const std::array<const char*, 7> kOdd = {".wh.a",      ".wh..wh..opq", "new\nline", "\xff\xfe",
                                                         "with space", ".wh..wh.plnk", "#1"};
-        if (chance(150)) return std::string(255, 'n');
+        if (chance(150)) return std::string(chance(4) ? 256 : 255, 'n');
         return chance(14) ? one_of(kOdd) : one_of(kNames);
     }
     std::string some_folder() {
@@ -74,28 +79,41 @@ private:
     }
     /// A path that is probably there.
     std::string old_path() {
-        if (paths_.empty() || chance(8)) return new_path();
-        return paths_[pick(unsigned(paths_.size()))];
+        if (paths_.empty() || chance(12)) return new_path();
+        return from_here(paths_[pick(unsigned(paths_.size()))]);
     }
     std::string new_path() {
         std::string path = some_folder() + name();
         if (chance(80)) path += "/";
         if (chance(80)) path = "./" + path;
         if (chance(100)) path = "../" + path;
-        return path.size() < 3000 ? path : name();
+        return from_here(path.size() < 3000 ? path : name());
+    }
+    /// The root is the program's folder: who has left it finds things from there.
+    std::string from_here(const std::string& path) { return has_left_[actor_] && !chance(5) ? "/" + path : path; }
+    static std::string from_root(const std::string& path) {
+        return path.starts_with("/") ? path.substr(1) : path.starts_with("./") ? path.substr(2) : path;
     }
     std::string any_path() { return chance(3) ? new_path() : old_path(); }
-    std::string file_path() { return files_.empty() || chance(6) ? any_path() : files_[pick(unsigned(files_.size()))]; }
+    std::string file_path() {
+        return files_.empty() || chance(8) ? any_path() : from_here(files_[pick(unsigned(files_.size()))]);
+    }
     std::string folder_path() {
         if (chance(6)) return ".";
-        return folders_.empty() || chance(6) ? any_path() : folders_[pick(unsigned(folders_.size()))];
+        return folders_.empty() || chance(8) ? any_path() : from_here(folders_[pick(unsigned(folders_.size()))]);
     }
-    void remember(const std::string& path, char type) {
+    void remember(const std::string& word, char type) {
+        const std::string path = from_root(word);
         paths_.push_back(path);
         if (type == 'd') folders_.push_back(path);
         if (type == 'f') files_.push_back(path);
     }
-    void moved(const std::string& from, const std::string& to) {
+    void gone(const std::string& path) {
+        for (auto* const list : {&paths_, &files_, &folders_}) std::erase(*list, from_root(path));
+    }
+    void moved(const std::string& old_word, const std::string& new_word) {
+        const std::string from = from_root(old_word);
+        const std::string to = from_root(new_word);
         for (auto* const list : {&paths_, &files_, &folders_})
             for (auto& path : *list)
                 if (path == from || path.starts_with(from + "/")) path = to + path.substr(from.size());
@@ -126,6 +144,40 @@ private:
         return one_of(kTimes);
     }
     std::string slot() { return "h" + text(pick(4)); }
+    /// A slot in which there is probably a file ('f'), a folder ('d') or what reads or writes whole blocks ('b').
+    std::string slot_of(char type) {
+        std::vector<std::string> fitting;
+        for (const auto& [name, held] : slots_[actor_])
+            if (held == type) fitting.push_back(name);
+        return fitting.empty() || chance(12) ? slot() : fitting[pick(unsigned(fitting.size()))];
+    }
+    std::string file_slot() { return slot_of('f'); }
+    /// Mostly one that holds nothing yet.
+    std::string free_slot() {
+        for (const char* const name : {"h0", "h1", "h2", "h3"})
+            if (!slots_[actor_].contains(name) && !chance(3)) return name;
+        return slot();
+    }
+    void held(const std::string& slot, char type) { slots_[actor_][slot] = type; }
+    /// A folder comes into a free slot. Its name is kept, to find things in it.
+    void say_open_folder(const char* call, const std::vector<std::string>& more) {
+        const std::string into = free_slot();
+        const std::string folder = folder_path();
+        std::vector<std::string> words = {call, into, folder};
+        words.insert(words.end(), more.begin(), more.end());
+        say(words);
+        held(into, 'd');
+        folder_of_[actor_][into] = from_root(folder);
+    }
+    /// A name that is probably in a folder.
+    std::string name_in(const std::string& slot) {
+        const std::string inside = folder_of_[actor_][slot] == "." ? "" : folder_of_[actor_][slot] + "/";
+        std::vector<std::string> names;
+        for (const auto& path : paths_)
+            if (path.starts_with(inside) && path.find('/', inside.size()) == std::string::npos)
+                names.push_back(path.substr(inside.size()));
+        return names.empty() || chance(4) ? name() : names[pick(unsigned(names.size()))];
+    }
     std::string xattr_name() {
         static const std::array<const char*, 14> kNames = {"btrfs.x",
                                                            "system.x",
@@ -170,10 +222,17 @@ private:
     void say_look();
     void say_listing();
     void say_other();
+    void say_below();
 
     std::mt19937 random_;
     Program program_;
     unsigned actor_ = 0;
+    std::array<std::map<std::string, char>, 2> slots_;             ///< What each process has probably open.
+    std::array<std::map<std::string, std::string>, 2> folder_of_;  ///< By slot.
+    /// Target and name of what was named last, by the call's prefix.
+    std::array<std::map<std::string, std::pair<std::string, std::string>>, 2> last_xattrs_;
+    std::array<std::set<std::string>, 2> mappings_;
+    std::array<bool, 2> has_left_{};  ///< The folder that it began in.
     std::vector<std::string> paths_;
     std::vector<std::string> files_;
     std::vector<std::string> folders_;
@@ -219,6 +278,7 @@ void Generator::lower() {
         entry.path = (folders_.empty() || chance(3) ? "" : folders_[pick(unsigned(folders_.size()))] + "/") + name();
         if (std::ranges::find(paths_, entry.path) != paths_.end() || entry.path.size() > 600) continue;
         if (entry.path.find(".wh.") != std::string::npos) continue;  // In a layer that is a whiteout.
+        if (entry.path.ends_with(std::string(256, 'n'))) continue;
         static constexpr std::array<char, 12> kTypes = {'d', 'd', 'd', 'd', 'f', 'f', 'f', 'f', 'f', 'l', 'h', 'p'};
         entry.type = kTypes[pick(kTypes.size())];
         if (entry.type == 'p' && chance(3)) entry.type = 'c';
@@ -238,35 +298,47 @@ void Generator::lower() {
 }
 
 void Generator::say_open() {
-    std::string flags = one_of(std::array{"rd", "rdwr", "rdwr", "rdwr", "wr"});
-    static const std::array<const char*, 9> kMore = {"creat", "excl",      "trunc", "append", "nofollow",
-                                                     "creat", "directory", "path",  "sync"};
-    for (unsigned more = pick(3); more > 0; --more) flags += "," + one_of(kMore);
-    if (chance(12)) return say({"tmpfile", slot(), folder_path(), chance(4) ? "rdwr,excl" : "rdwr", mode()});
-    const std::string path = file_path();
-    say({"open", slot(), path, flags, mode()});
+    const std::string into = free_slot();
+    if (chance(10)) {
+        say({"tmpfile", into, folder_path(), chance(4) ? "rdwr,excl" : "rdwr", mode()});
+        return held(into, 'f');
+    }
+    std::string flags = one_of(std::array{"rd", "rdwr", "rdwr", "rdwr", "rdwr", "wr"});
+    static const std::array<const char*, 10> kMore = {"creat", "excl",      "trunc", "append", "nofollow",
+                                                      "creat", "directory", "path",  "sync",   "direct"};
+    for (unsigned more = chance(2) ? pick(3) : 0; more > 0; --more) flags += "," + one_of(kMore);
+    // Where a file ends that is only written by blocks is the disk's business.
+    if (flags.find("append") != std::string::npos && flags.find("direct") != std::string::npos) flags = "rdwr,direct";
+    const std::string path = chance(6) ? any_path() : file_path();
+    say({"open", into, path, flags, mode()});
     if (flags.find("creat") != std::string::npos) remember(path, 'f');
+    const auto has = [&](const char* flag) { return flags.find(flag) != std::string::npos; };
+    held(into, has("path") ? 'p' : has("directory") ? 'd' : has("direct") ? 'b' : 'f');
 }
 
 void Generator::say_bytes() {
-    switch (pick(10)) {
+    switch (pick(12)) {
+        case 10:
+            return say({"dread", slot_of('b'), text(pick(8)), text(pick(4))});
+        case 11:
+            return say({"dwrite", slot_of('b'), text(pick(8)), seed(), text(pick(4))});
         case 0:
-            return say({"read", slot(), size()});
+            return say({"read", file_slot(), size()});
         case 1:
         case 2:
-            return say({"pread", slot(), text(offset()), size()});
+            return say({"pread", file_slot(), text(offset()), size()});
         case 3:
         case 4:
-            return say({"write", slot(), seed(), size()});
+            return say({"write", file_slot(), seed(), size()});
         case 5:
         case 6:
-            return say({"pwrite", slot(), text(offset()), seed(), size()});
+            return say({"pwrite", file_slot(), text(offset()), seed(), size()});
         case 7:
-            return say({"lseek", slot(), text(offset()), one_of(std::array{"set", "cur", "end"})});
+            return say({"lseek", file_slot(), text(offset()), one_of(std::array{"set", "cur", "end"})});
         case 8:
-            return say({"copyrange", slot(), text(offset()), slot(), text(offset()), size()});
+            return say({"copyrange", file_slot(), text(offset()), file_slot(), text(offset()), size()});
         default:
-            return say({"sendfile", slot(), slot(), text(offset()), size()});
+            return say({"sendfile", file_slot(), file_slot(), text(offset()), size()});
     }
 }
 
@@ -274,30 +346,37 @@ void Generator::say_space() {
     static const std::array<const char*, 6> kModes = {"-", "keep", "punch,keep", "zero", "zero,keep", "punch"};
     switch (pick(6)) {
         case 0:
-            return say({"ftruncate", slot(), text(offset())});
+            return say({"ftruncate", file_slot(), text(offset())});
         case 1:
             return say({"truncate", file_path(), text(offset())});
         case 2:
-            return say({"seek", slot(), text(offset()), chance(2) ? "data" : "hole"});
+            return say({"seek", file_slot(), text(offset()), chance(2) ? "data" : "hole"});
         case 3:
-            return say({chance(2) ? "fsync" : "fdatasync", slot()});
+            return say({chance(2) ? "fsync" : "fdatasync", file_slot()});
         default:
-            return say({"fallocate", slot(), one_of(kModes), text(offset()), size()});
+            return say({"fallocate", file_slot(), one_of(kModes), text(offset()), size()});
     }
 }
 
 void Generator::say_mapping() {
+    auto& mappings = mappings_[actor_];
     const std::string mapping = "m" + text(pick(2));
-    switch (pick(6)) {
+    if (mappings.empty() || chance(4)) {
+        mappings.insert(mapping);
+        say({"map", mapping, file_slot()});
+        if (chance(2)) say({"mstore", mapping, text(pick(4000)), seed(), size()});
+        return;
+    }
+    const std::string known = *std::next(mappings.begin(), pick(unsigned(mappings.size())));
+    switch (pick(5)) {
         case 0:
         case 1:
-            return say({"map", mapping, slot()});
+            return say({"mload", known, text(chance(3) ? offset() : pick(4000)), size()});
         case 2:
-            return say({"mload", mapping, text(offset()), size()});
-        case 3:
-            return say({"unmap", mapping});
+            if (chance(3)) mappings.erase(known);
+            return say({"unmap", known});
         default:
-            return say({"mstore", mapping, text(offset()), seed(), size()});
+            return say({"mstore", known, text(chance(3) ? offset() : pick(4000)), seed(), size()});
     }
 }
 
@@ -311,6 +390,7 @@ void Generator::say_make() {
             return say({"mkdir", path, mode()});
         case 3:
             remember(path, 'l');
+            if (chance(12)) return say({"symlink", std::string(chance(2) ? 4095 : 4096, 't'), path});
             return say({"symlink", chance(5) ? "/" + old_path() : chance(4) ? "../" + old_path() : old_path(), path});
         case 4: {
             const std::string type = one_of(std::array{"p", "c", "b", "f"});
@@ -322,7 +402,7 @@ void Generator::say_make() {
             return say({"bind", path});
         case 6:
             remember(path, 'f');
-            return say({"linkfd", slot(), path});
+            return say({"linkfd", file_slot(), path});
         default:
             remember(path, 'f');
             return say({"link", old_path(), path, chance(4) ? "follow" : "-"});
@@ -333,9 +413,12 @@ void Generator::say_name() {
     switch (pick(5)) {
         case 0:
         case 1:
-            return say({"unlink", old_path()});
-        case 2:
-            return say({"rmdir", folder_path()});
+        case 2: {
+            const bool is_folder = chance(3);
+            const std::string path = is_folder ? folder_path() : old_path();
+            if (chance(2)) gone(path);
+            return say({is_folder ? "rmdir" : "unlink", path});
+        }
         case 3:
             return say({"readlink", old_path()});
         default:
@@ -346,9 +429,12 @@ void Generator::say_name() {
 void Generator::say_rename() {
     const std::string from = chance(3) ? folder_path() : old_path();
     const std::string to = chance(2) ? new_path() : any_path();
-    const std::string flags = chance(5) ? "exchange" : chance(8) ? "noreplace" : "-";
+    const std::string flags = chance(5)    ? "exchange"
+                              : chance(8)  ? "noreplace"
+                              : chance(40) ? "noreplace,exchange"
+                                           : "-";
     say({"rename", from, to, flags});
-    if (flags != "exchange") moved(from, to);
+    if (flags.find("exchange") == std::string::npos) moved(from, to);
 }
 
 void Generator::say_attributes() {
@@ -357,16 +443,16 @@ void Generator::say_attributes() {
         case 1:
             return say({"chmod", old_path(), mode()});
         case 2:
-            return say({"fchmod", slot(), mode()});
+            return say({"fchmod", file_slot(), mode()});
         case 3:
             return say({chance(2) ? "chown" : "lchown", old_path(), owner(), owner()});
         case 4:
-            return say({"fchown", slot(), owner(), owner()});
+            return say({"fchown", file_slot(), owner(), owner()});
         case 5:
         case 6:
             return say({"utimens", old_path(), time(), time(), chance(3) ? "self" : "-"});
         case 7:
-            return say({"futimens", slot(), time(), time()});
+            return say({"futimens", file_slot(), time(), time()});
         default:
             return say({"umask", one_of(std::array{"22", "0", "77", "27"})});
     }
@@ -374,8 +460,13 @@ void Generator::say_attributes() {
 
 void Generator::say_xattr() {
     const std::string prefix = one_of(std::array{"", "", "l", "f"});
-    const std::string target = prefix == "f" ? slot() : old_path();
-    const std::string name = xattr_name();
+    std::string target = prefix == "f" ? file_slot() : chance(2) ? file_path() : old_path();
+    std::string name = xattr_name();
+    if (auto& last = last_xattrs_[actor_]; pick(6) >= 3 && last.contains(prefix) && chance(2)) {
+        std::tie(target, name) = last[prefix];
+    } else {
+        last[prefix] = {target, name};
+    }
     switch (pick(6)) {
         case 0:
         case 1:
@@ -398,7 +489,7 @@ void Generator::say_look() {
         case 1:
             return say({"lstat", any_path()});
         case 2:
-            return say({"fstat", slot()});
+            return say({"fstat", file_slot()});
         case 3:
             return say({"list", folder_path()});
         default:
@@ -407,53 +498,93 @@ void Generator::say_look() {
 }
 
 void Generator::say_listing() {
-    switch (pick(5)) {
-        case 0:
-        case 1:
-            return say({"diropen", slot(), folder_path()});
-        case 2:
-            return say({"dirend", slot()});
-        default:
-            return say({"dirread", slot()});
+    const bool has_listing = std::ranges::any_of(slots_[actor_], [](const auto& slot) { return slot.second == 'd'; });
+    if (!has_listing || chance(4)) {
+        say_open_folder("diropen", {});
+        return say({"dirread", program_.calls.back().words[1]});
     }
+    const std::string call = one_of(std::array{"dirread", "dirread", "dirread", "dirend", "dirrewind"});
+    say({call, slot_of('d')});
 }
 
 void Generator::say_other() {
     switch (pick(6)) {
-        case 0:
-            return say({"chdir", chance(2) ? "/" : folder_path()});
+        case 0: {
+            const bool leaves = !chance(2);
+            has_left_[actor_] = has_left_[actor_] || leaves;
+            return say({"chdir", leaves ? folder_path() : "/"});
+        }
         case 1:
             return say({"getcwd"});
         case 2:
-            return say({"flock", slot(), one_of(std::array{"sh", "ex", "un"})});
+            return say({"flock", file_slot(), one_of(std::array{"sh", "ex", "un"})});
         case 3:
-            return say({"setlk", slot(), one_of(std::array{"rd", "wr", "un"}), text(pick(100)), text(pick(50))});
+            return say({"setlk", file_slot(), one_of(std::array{"rd", "wr", "un"}), text(pick(100)), text(pick(50))});
+        case 4: {
+            const std::string from = file_slot();
+            const std::string into = free_slot();
+            say({"dup", from, into});
+            return held(into, 'f');
+        }
+        default: {
+            const std::string closed = slot();
+            slots_[actor_].erase(closed);
+            return say({"close", closed});
+        }
+    }
+}
+
+/// By the descriptors of folders, wherever those are by then.
+void Generator::say_below() {
+    const bool has_folder = std::ranges::any_of(slots_[actor_], [](const auto& slot) { return slot.second == 'd'; });
+    if (!has_folder || chance(6)) say_open_folder("open", {chance(5) ? "path,directory" : "rd,directory", "0"});
+    const std::string folder = slot_of('d');
+    const std::string path = chance(8) ? name_in(folder) + "/" + name() : name_in(folder);
+    switch (pick(9)) {
+        case 0:
+        case 1: {
+            const std::string into = free_slot();
+            say({"openat", into, folder, path, chance(2) ? "rdwr,creat" : "rdwr", mode()});
+            return held(into, 'f');
+        }
+        case 2:
+            return say({"mkdirat", folder, path, mode()});
+        case 3:
+            return say({"unlinkat", folder, path, chance(3) ? "dir" : "-"});
         case 4:
-            return say({"dup", slot(), slot()});
+        case 5:
+            return say({"renameat", folder, path, slot_of('d'), name(), chance(4) ? "exchange" : "-"});
+        case 6:
+            return say({"linkat", folder, path, slot_of('d'), name()});
+        case 7:
+            return say({"symlinkat", old_path(), folder, path});
         default:
-            return say({"close", slot()});
+            has_left_[actor_] = true;
+            return say({"fchdir", folder});
     }
 }
 
 void Generator::call() {
     using Step = void (Generator::*)();
-    static constexpr std::array<std::pair<unsigned, Step>, 12> kSteps = {{{12, &Generator::say_open},
+    static constexpr std::array<std::pair<unsigned, Step>, 13> kSteps = {{{6, &Generator::say_below},
+                                                                          {12, &Generator::say_open},
                                                                           {18, &Generator::say_bytes},
                                                                           {10, &Generator::say_space},
-                                                                          {5, &Generator::say_mapping},
+                                                                          {8, &Generator::say_mapping},
                                                                           {13, &Generator::say_make},
                                                                           {8, &Generator::say_name},
                                                                           {11, &Generator::say_rename},
                                                                           {8, &Generator::say_attributes},
                                                                           {7, &Generator::say_xattr},
                                                                           {7, &Generator::say_look},
-                                                                          {5, &Generator::say_listing},
+                                                                          {8, &Generator::say_listing},
                                                                           {4, &Generator::say_other}}};
     static const unsigned total = [] {
         unsigned sum = 0;
         for (const auto& [weight, step] : kSteps) sum += weight;
         return sum;
     }();
+    if (slots_[actor_].size() < 2 && chance(2)) return say_open();
     unsigned at = pick(total);
     for (const auto& [weight, step] : kSteps) {
         if (at < weight) return (this->*step)();

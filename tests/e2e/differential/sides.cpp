@@ -70,11 +70,17 @@ private:
     std::string options() const {
         return "lowerdir=" + lowers_ + ",upperdir=" + (folder_ / "upper") + ",workdir=" + (folder_ / "work");
     }
+    /// The server of the mount before may still wait for its disk, on a machine that is busy longer than it waits.
     void start() {
         const char* const given = std::getenv("LAMINA_FUSE");
-        const auto ran =
-            run_program({given ? given : LAMINA_FUSE_PROGRAM, "-o", options() + ",dev,suid", folder_ / "mnt"});
-        if (ran.exit_code != 0) throw std::runtime_error("lamina-fuse: " + ran.output);
+        constexpr int kTries = 30;
+        for (int tries = 1;; ++tries) {
+            const auto ran =
+                run_program({given ? given : LAMINA_FUSE_PROGRAM, "-o", options() + ",dev,suid", folder_ / "mnt"});
+            if (ran.exit_code == 0) return;
+            if (tries == kTries || ran.output.find("in use by another mount") == std::string::npos)
+                throw std::runtime_error("lamina-fuse: " + ran.output);
+        }
     }
     void stop() {
         if (::umount2(folder().c_str(), 0) != 0) throw std::system_error(errno, std::generic_category(), "umount");
