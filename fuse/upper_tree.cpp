@@ -80,6 +80,8 @@ std::optional<std::string> UpperTree::index_name(NodeId node) const {
     if (node >= kFirstNewNode) return std::nullopt;
     const auto below = view_.lower_nlink(node);
     if (!below || *below < 2) return std::nullopt;
+    // Also when the name is gone at which the view found the inode, and could ask for its origin.
+    if (const auto known = view_.index_name(node); known && *known) return **known;
     const auto origin = view_.origin(node);
     if (!origin || !*origin) return std::nullopt;
     return (*origin)->index_name();

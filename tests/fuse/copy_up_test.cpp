@@ -222,6 +222,28 @@ TEST_CASE("a file of below with several names stays one file when it is changed 
     CHECK(std::filesystem::is_empty(stage.folders.work + "/index"));
 }
 
+TEST_CASE("links that an earlier mount left are counted right when names of them come and go",
+          "[fuse][upper][copyup]") {
+    Stage stage([](const std::string& directory) {
+        write_file(directory + "/a", "below");
+        REQUIRE(::link((directory + "/a").c_str(), (directory + "/b").c_str()) == 0);
+        REQUIRE(::link((directory + "/a").c_str(), (directory + "/c").c_str()) == 0);
+    });
+    REQUIRE(stage.at->write("/d/b", 0, "ABOVE"));
+    stage.remount();
+    REQUIRE(stage.at->unlink("/d/a") == 0);  // By which it lies in the upper.
+    REQUIRE(stage.at->link("/d/b", "/d/d") == 0);
+    REQUIRE(stage.at->unlink("/d/b") == 0);
+    for (int round = 0; round < 2; ++round) {
+        CAPTURE(round);
+        for (const char* name : {"/d/c", "/d/d"}) {
+            CHECK(stage.at->read(name) == "ABOVE");
+            CHECK(stage.at->stat(name).nlink == 2);
+        }
+        stage.remount();
+    }
+}
+
 TEST_CASE("names as odd as names can be are kept in the upper", "[fuse][upper]") {
     const std::vector<std::string> names = {".wh.x", ".wh..wh..opq", ".wh.", "two\nlines",         "\xff\xfe\x80",
                                             "-",     "a b\t\x01",    "#1",   std::string(255, 'n')};
