@@ -98,6 +98,20 @@ void wait_until_ended(const std::string& folder, const std::string& name) {
     }
 }
 
+/// A server does not answer when it is going away already, as after an umount from outside, and when it just begins.
+void stop_server(const api::Mount& mount) {
+    const auto end = std::chrono::steady_clock::now() + kStopLimit;
+    while (is_running(mount.folder)) {
+        try {
+            ask_server(mount.folder, "stop", std::chrono::duration_cast<std::chrono::milliseconds>(kStopLimit));
+            return wait_until_ended(mount.folder, mount.name);
+        } catch (const Error& error) {
+            if (error.code() != Errc::unavailable || std::chrono::steady_clock::now() > end) throw;
+        }
+        std::this_thread::sleep_for(kLockLook);
+    }
+}
+
 /// One that was unmounted from outside is about to end, and may be waited for; another is not. A server that does not
 /// answer is ending, or begins to serve.
 bool is_ending(const api::Mount& mount) {
@@ -248,10 +262,7 @@ void Mounts::unmount(const std::string& reference, bool is_discarded) {
         throw Error(Errc::not_found,
                     "mount " + mount.name + " is not mounted; umount --discard throws its changes away");
     }
-    if (mount.running) {
-        ask_server(mount.folder, "stop", std::chrono::duration_cast<std::chrono::milliseconds>(kStopLimit));
-        wait_until_ended(mount.folder, mount.name);
-    }
+    if (mount.running) stop_server(mount);
     if (is_discarded || (mount.read_only && !keeps_changes(mount.folder))) store_.discard_mount(mount.id);
 }
 

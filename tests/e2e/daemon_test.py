@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import pathlib
 import signal
 import socket
 import stat
@@ -10,7 +11,25 @@ import subprocess
 import time
 import unittest
 
-from support import IS_ROOT, Layout, StoreTest, entry, layer, main, needs_fuse, run
+import support
+from support import IS_ROOT, Layout, StoreTest, entry, layer, main, needs_fuse, needs_program, run
+
+SLOW_END = r"""
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static int ended(const char* path, int result) {
+  const size_t length = strlen(path);
+  if (result == 0 && length >= 7 && strcmp(path + length - 7, "control") == 0)
+    while (access(getenv("GATE"), F_OK) != 0) usleep(10000);
+  return result;
+}
+int unlinkat(int folder, const char* path, int flags) {
+  return ended(path, (int)syscall(SYS_unlinkat, folder, path, flags));
+}
+int unlink(const char* path) { return unlinkat(-100, path, 0); }
+"""
 
 TREE = layer(entry("etc", "dir"), entry("etc/motd", data="hello\n"), entry("big", data=os.urandom(2_000_000)))
 
@@ -135,6 +154,36 @@ class DaemonTest(StoreTest):
         self.lamina.call("umount", "one", "--discard")
         self.assertEqual({}, self.lamina.mounts())
         self.assertEqual([], os.listdir(self.lamina.store / "mounts"))
+
+    def slow_ending_server(self):
+        """A lamina-fuse that has closed its control socket and ends only when the file "gate" is there."""
+        folder = self.lamina.folder
+        (folder / "slow.c").write_text(SLOW_END)
+        run("cc", "-shared", "-fPIC", "-o", folder / "slow.so", folder / "slow.c")
+        program = folder / "lamina-fuse"
+        program.write_text(f'#!/bin/sh\nLD_PRELOAD="{folder}/slow.so" GATE="{folder}/gate" '
+                           f'exec "{support.BUILD}/fuse/lamina-fuse" "$@"\n')
+        program.chmod(0o755)
+        return program
+
+    @needs_fuse
+    @needs_program("cc")
+    @unittest.skipUnless(IS_ROOT, "needs root")
+    def test_what_was_unmounted_from_outside_is_discarded_when_its_server_has_ended(self):
+        self.lamina.environment["LAMINA_FUSE"] = str(self.slow_ending_server())
+        self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+        target = self.lamina.make_folder("mnt")
+        self.lamina.call("mount", "test:1", target, "--name", "one")
+        control = pathlib.Path(self.lamina.mounts()["one"]["folder"], "control")
+        run("umount", target)
+        wait_for(lambda: not control.exists())
+        words = [self.lamina.program, "--store", self.lamina.store, "umount", "one", "--discard"]
+        with subprocess.Popen(words, env=self.lamina.environment) as process:
+            with self.assertRaises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            (self.lamina.folder / "gate").touch()
+            self.assertEqual(0, process.wait(20))
+        self.assertEqual({}, self.lamina.mounts())
 
     @needs_fuse
     @unittest.skipUnless(IS_ROOT, "needs root")
