@@ -3,6 +3,7 @@
 #include "store/error.h"
 #include "store/file.h"
 #include "store/file_ops.h"
+#include "store/sqlite_pages.h"
 
 #include <cerrno>
 #include <limits>
@@ -43,11 +44,14 @@ void configure(const Database& database, int option, int value) {
 }  // namespace
 
 void throw_sqlite(const Database& database, int code, std::string_view step) {
-    const int primary_code = code & 0xff;
-    if (primary_code == SQLITE_NOMEM) throw std::bad_alloc();
+    const int primary_code = code == SQLITE_IOERR_DATA ? SQLITE_CORRUPT : code & 0xff;
+    if (primary_code == SQLITE_NOMEM || code == SQLITE_IOERR_NOMEM) throw std::bad_alloc();
     const int system_errno = database.handle() ? ::sqlite3_system_errno(database.handle()) : 0;
     const bool is_last = database.handle() && ::sqlite3_extended_errcode(database.handle()) == code;
     const char* const words = is_last ? ::sqlite3_errmsg(database.handle()) : ::sqlite3_errstr(code);
+    if (code == SQLITE_IOERR_DATA) {  // SQLite's words would be "disk I/O error".
+        throw Error(Errc::corrupt, database.path() + ": " + std::string(step) + ": a page does not match its checksum");
+    }
     throw Error(errc_for(primary_code, system_errno), database.path() + ": " + std::string(step) + ": " + words);
 }
 
@@ -57,9 +61,10 @@ Database Database::open(const std::string& path) {
     database.path_ = path;
     sqlite3* handle = nullptr;
     const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_PRIVATECACHE | SQLITE_OPEN_EXRESCODE;
-    const int code = ::sqlite3_open_v2(path.c_str(), &handle, flags, nullptr);
+    const int code = ::sqlite3_open_v2(path.c_str(), &handle, flags, checked_pages());
     database.handle_.reset(handle);
     if (code != SQLITE_OK) throw_sqlite(database, code, "open");
+    reserve_page_checksums(handle);
     configure(database, SQLITE_DBCONFIG_DEFENSIVE, 1);
     configure(database, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0);
     configure(database, SQLITE_DBCONFIG_ENABLE_FKEY, 1);

@@ -21,7 +21,8 @@
 namespace lamina::store {
 
 /// One connection, exclusive to this process: WAL without a shared-memory file, synchronous=FULL (a committed
-/// transaction is on disk), foreign keys checked, schema not trusted, "defensive" (no SQL can damage the file).
+/// transaction is on disk), each page checked when it is read (sqlite_pages.h), foreign keys checked, schema not
+/// trusted, "defensive" (no SQL can damage the file).
 class Database {
 public:
     static Database open(const std::string& path);  ///< Creates the file when missing, mode 0600.

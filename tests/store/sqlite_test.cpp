@@ -50,6 +50,37 @@ TEST_CASE("what was bound comes back, and a statement runs again with other para
     }
 }
 
+TEST_CASE("a database with any bit turned is corrupt to whoever reads that page", "[store][sqlite][bad]") {
+    const test::TempDir folder("/dev/shm");
+    const std::string path = folder / "db";
+    {
+        store::Database database = store::Database::open(path);
+        database.execute("CREATE TABLE t (a INTEGER, b BLOB) STRICT; INSERT INTO t VALUES (1, zeroblob(9000));");
+    }
+    const auto good = store::read_file(path, 1 << 20);
+    REQUIRE(good.size() >= 4 * 4096);
+    const auto read_all = [&] {  // SQLite's check tells of a page that it did not get, and goes on.
+        store::Database database = store::Database::open(path);
+        store::Statement check(database, "PRAGMA integrity_check");
+        store::Rows rows = check.run();
+        if (!rows.next() || rows.text(0) != "ok") throw store::Error(Errc::corrupt, "integrity_check");
+        return true;
+    };
+    REQUIRE(read_all());
+    const auto check_flip = [&](std::size_t at) {
+        CAPTURE(at);
+        auto bad = good;
+        bad[at] ^= std::byte{1} << (at % 8);
+        if (at == 20) bad[at] = std::byte{0};  // As in a database whose pages have no checksums.
+        store::write_file_atomically(path, bad);
+        CHECK(code_of([&] { static_cast<void>(read_all()); }) == Errc::corrupt);
+    };
+    check_flip(20);
+    for (std::size_t at = 100; at < good.size(); at += 397) check_flip(at);
+    store::write_file_atomically(path, good);
+    CHECK(read_all());
+}
+
 TEST_CASE("a transaction that does not commit leaves nothing", "[store][sqlite]") {
     const test::TempDir folder;
     store::Database database = store::Database::open(folder / "db");
