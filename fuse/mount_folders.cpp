@@ -118,16 +118,17 @@ void check_one_file_system(const Named& upper, const MountFolders& folders, cons
     }
 }
 
+/// Whether an attribute can be set. On a full disk there is no room for one, but it would have been taken.
+bool can_set(const store::UniqueFd& folder, const char* name) {
+    if (::fsetxattr(folder.get(), name, "y", 1, 0) != 0) return errno == ENOSPC || errno == EDQUOT;
+    ::fremovexattr(folder.get(), name);
+    return true;
+}
+
 /// Whether overlay's attributes can be the privileged ones, by trying in the work folder.
 bool needs_user_xattrs(const Named& work, const MountFolders& folders, bool is_wanted) {
-    if (!is_wanted && ::fsetxattr(folders.work.get(), kProbe, "y", 1, 0) == 0) {
-        ::fremovexattr(folders.work.get(), kProbe);
-        return false;
-    }
-    if (::fsetxattr(folders.work.get(), kUserProbe, "y", 1, 0) == 0) {
-        ::fremovexattr(folders.work.get(), kUserProbe);
-        return true;
-    }
+    if (!is_wanted && can_set(folders.work, kProbe)) return false;
+    if (can_set(folders.work, kUserProbe)) return true;
     if (errno == EOPNOTSUPP) refuse(work, "its file system has no extended attributes, which an upper folder needs");
     refuse(work, std::string("no extended attribute can be set: ") + std::strerror(errno));
 }

@@ -6,8 +6,10 @@
 #include "fuse/stack_view_impl.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -226,6 +228,16 @@ Result<std::string_view> StackView::link_target(NodeId symlink) const {
     });
 }
 
+namespace {
+
+/// xfs lists its own form of ACLs beside them; set somewhere else it would be a plain attribute.
+bool is_acl_of_xfs(int fd, std::string_view name) {
+    struct statfs status {};
+    return name.starts_with("trusted.SGI_ACL_") && ::fstatfs(fd, &status) == 0 && status.f_type == XFS_SUPER_MAGIC;
+}
+
+}  // namespace
+
 Result<void> StackView::Impl::read_xattrs(NodeId node) {
     const NodeRecord& record = records.nodes[node];
     store::UniqueFd opened;
@@ -248,6 +260,7 @@ Result<void> StackView::Impl::read_xattrs(NodeId node) {
     for (const std::string& name : *names) {
         auto shown = shown_xattr_name(name);
         if (!shown || std::ranges::find(kOverrideStatXattrs, name) != kOverrideStatXattrs.end()) continue;
+        if (is_acl_of_xfs(fd, name)) continue;
         auto value = layer::xattr(fd, {}, name);
         if (!value) return std::unexpected(value.error());
         if (*value) xattr_texts.emplace_back(std::move(*shown), std::move(**value));
