@@ -154,6 +154,22 @@ const std::vector<std::vector<std::string_view>> kKilled = {
     {"rename /deep /etc/motd exchange"},
     {"rename /etc/hosts /etc/motd exchange"},
     {"mkdir /new", "rename /new /etc exchange"},
+    {"append /etc/hosts.old X"},
+    {"punch /deep/er/est/file 1 3"},
+    {"zero /etc/motd 2 4"},
+    {"grow /etc/motd 40"},
+    {"truncate /etc/hosts 2"},
+    {"write /run.sh 0 X"},
+    {"chmod /run.sh 755"},
+    {"setxattr /etc/hosts user.x 1"},
+    {"setxattr /etc/motd user.x 1", "removexattr /etc/motd user.x"},
+    {"setxattr /etc/motd user.x 1", "setxattr /etc/motd user.x 2"},
+    {"unlink /link"},
+    {"rename /link /link2"},
+    {"link /link /link2"},
+    {"rename /pipe /etc/pipe"},
+    {"create /.wh.x"},
+    {"create /x y", "rename /x /.wh.x"},
 };
 
 }  // namespace
