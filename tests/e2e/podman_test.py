@@ -181,11 +181,12 @@ class Storage:
         (self.folder / "script").write_text(SCRIPT)
         self.environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C",
                             "HOME": str(self.folder / "home"), "WORK": str(self.folder / "work"),
-                            "XDG_RUNTIME_DIR": str(self.folder / "xdg"), "TMPDIR": "/var/tmp",
+                            "XDG_RUNTIME_DIR": str(self.folder / "xdg"), "TMPDIR": str(self.folder / "tmp"),
                             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
                             "CONTAINERS_CONF": str(self.folder / "containers.conf"),
                             "CONTAINERS_STORAGE_CONF": str(self.folder / "storage.conf")}
         (self.folder / "xdg").mkdir(mode=0o700)
+        (self.folder / "tmp").mkdir()
 
     def enter(self, script):
         """The words that run a shell script, as the user where there is one."""
