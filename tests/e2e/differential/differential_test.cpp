@@ -134,7 +134,7 @@ private:
 void run_programs(Reference& reference, const SideMaker& make_side, unsigned programs) {
     const unsigned first = number_from("LAMINA_DIFFERENTIAL_SEED", 1);
     constexpr unsigned kReports = 5;
-    constexpr unsigned kMany = 300;
+    constexpr unsigned kMany = 1000;  // Some calls get somewhere in one of 400 programs only.
     unsigned reports = 0;
     Reached reached;
     const Trace count = [&](const Call& call, const std::string& answer, const std::string&) {
