@@ -5,6 +5,7 @@ import pathlib
 import socket
 import stat
 import struct
+import time
 
 from support import run, xattr_names
 
@@ -28,9 +29,9 @@ def make_files(root):
         (root / name).write_text(name)
         os.chown(root / name, 1000 + len(name), 2000)
         (root / name).chmod(mode)
-    for name, time in TIMES.items():
+    for name, when in TIMES.items():
         (root / f"time-{name}").write_text(name)
-        os.utime(root / f"time-{name}", ns=(time, time))
+        os.utime(root / f"time-{name}", ns=(when, when))
     with open(root / "sparse", "wb") as file:
         file.truncate(8 << 20)
         for at in (1 << 20, 5 << 20):
@@ -90,9 +91,18 @@ def make_names(root):
         os.mkdir(os.path.join(names, name[:250] + b".dir"))
 
 
+def make_old(root, since_ns):
+    """What got its times since then lies back further: programs that copy leave times alone that differ by less than a
+    second."""
+    for folder, folders, files in os.walk(os.fsencode(root), topdown=False):
+        for path in [os.path.join(folder, name) for name in folders + files] + [folder]:
+            if since_ns - 10**9 <= os.lstat(path).st_mtime_ns <= time.time_ns():
+                os.utime(path, ns=(TIMES["usual"], TIMES["usual"]), follow_symlinks=False)
+
+
 def make_rich_tree(root, has_sockets=True, has_odd_names=True):
     """Needs root. `has_odd_names`: without them, no name is a mark to any reader of layers."""
-    root = pathlib.Path(root)
+    root, begin_ns = pathlib.Path(root), time.time_ns()
     make_files(root)
     make_attributes(root)
     make_kinds(root)
@@ -103,6 +113,7 @@ def make_rich_tree(root, has_sockets=True, has_odd_names=True):
             made.bind(str(root / "socket"))
     for folder, _, _ in os.walk(root, topdown=False):
         os.utime(folder, ns=(1_600_000_000_000_000_001, 1_600_000_000_123_456_789))
+    make_old(root, begin_ns)
 
 
 def whole_blocks_in_holes(path):
