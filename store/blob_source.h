@@ -29,7 +29,7 @@ struct SourceImage {
     std::uint64_t total_blob_bytes = 0;
 };
 
-/// Where images come from. One thread at a time; streams it opened may be read from other threads.
+/// Where images come from. open_layer() is thread-safe once images() has returned, and each stream is for one thread.
 class ImageSource {
 public:
     virtual ~ImageSource() = default;

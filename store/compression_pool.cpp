@@ -11,7 +11,6 @@
 #include <cstring>
 #include <deque>
 #include <exception>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -34,7 +33,6 @@ using Compressor = std::unique_ptr<ZSTD_CCtx, FreeContext>;
 /// Level 3 as used at import. zstd's own takes the first match that it finds ("dfast"); to look two steps further
 /// ("lazy"), with tables that fit the second-level cache, makes packs of real images 4.9% smaller for 0.9 times more
 /// CPU in compression; zstd's level 6 costs 1.6 times more for 4.3%.
-constexpr int kImportLevel = 3;
 constexpr std::pair<ZSTD_cParameter, int> kImportParameters[] = {
     {ZSTD_c_chainLog, 17}, {ZSTD_c_hashLog, 17},     {ZSTD_c_searchLog, 2},
     {ZSTD_c_minMatch, 4},  {ZSTD_c_targetLength, 4}, {ZSTD_c_strategy, ZSTD_lazy},
@@ -97,39 +95,36 @@ void FrameJob::clear() {
 class CompressionPool::Impl {
 public:
     Impl(unsigned thread_count, int level) : thread_count_(thread_count), level_(level) {}
-    ~Impl() { stop(); }
-
-    void submit(FrameJob& job) {
-        const std::lock_guard lock(mutex_);
-        if (threads_.size() < thread_count_) start_thread();
-        waiting_.push_back(&job);
-        work_added_.notify_one();
-    }
-
-    bool is_done(const FrameJob& job) {
-        const std::lock_guard lock(mutex_);
-        return done_.contains(&job);
-    }
-
-    void wait(const FrameJob& job) {
-        std::unique_lock lock(mutex_);
-        job_done_.wait(lock, [&] { return done_.contains(&job); });
-        const std::exception_ptr failure = done_.extract(&job).mapped();
-        if (failure) std::rethrow_exception(failure);
-    }
-
-    void stop() {
+    ~Impl() {
         {
             const std::lock_guard lock(mutex_);
             is_stopping_ = true;
-            waiting_.clear();
-            work_added_.notify_all();
         }
+        changed_.notify_all();
         for (std::thread& thread : threads_) thread.join();
-        threads_.clear();
+    }
+
+    unsigned thread_count() const noexcept { return thread_count_; }
+
+    void submit(FrameJob& job, FrameOwner& owner) {
+        const std::lock_guard lock(mutex_);
+        if (threads_.size() < thread_count_ && threads_.size() <= waiting_.size() + running_.size()) start_thread();
+        waiting_.push_back({&job, &owner});
+        changed_.notify_all();
+    }
+
+    void forget(const FrameOwner& owner) {
+        std::unique_lock lock(mutex_);
+        std::erase_if(waiting_, [&](const Work& work) { return work.owner == &owner; });
+        changed_.wait(lock, [&] { return std::ranges::find(running_, &owner) == running_.end(); });
     }
 
 private:
+    struct Work {
+        FrameJob* job;
+        FrameOwner* owner;
+    };
+
     void start_thread() {
         try {
             threads_.emplace_back([this] { work(); });
@@ -142,53 +137,50 @@ private:
         Compressor compressor;
         std::unique_lock lock(mutex_);
         while (true) {
-            work_added_.wait(lock, [&] { return is_stopping_ || !waiting_.empty(); });
+            changed_.wait(lock, [&] { return is_stopping_ || !waiting_.empty(); });
             if (is_stopping_) return;
-            FrameJob* const job = waiting_.front();
+            const Work work = waiting_.front();
             waiting_.pop_front();
+            running_.push_back(work.owner);
             lock.unlock();
             std::exception_ptr failure;
             try {
                 if (!compressor) compressor = make_compressor(level_);
-                pack(*job, compressor.get());
-            } catch (...) {  // A worker's entry: the one who waits for the job throws it.
+                pack(*work.job, compressor.get());
+            } catch (...) {  // A worker's entry: the owner hands it to whoever waits for the frame.
                 failure = std::current_exception();
             }
+            work.owner->frame_done(*work.job, std::move(failure));
             lock.lock();
-            done_.emplace(job, failure);
-            job_done_.notify_all();
+            running_.erase(std::ranges::find(running_, work.owner));
+            changed_.notify_all();
         }
     }
 
     const unsigned thread_count_;
     const int level_;
-    std::mutex mutex_;  // Guards all below but threads_; never held while packing.
-    std::condition_variable work_added_;
-    std::condition_variable job_done_;
-    std::deque<FrameJob*> waiting_;
-    std::map<const FrameJob*, std::exception_ptr> done_;
+    std::mutex mutex_;  // Guards all below but threads' own; never held while packing, nor while an owner is called.
+    std::condition_variable changed_;
+    std::deque<Work> waiting_;
+    std::vector<const FrameOwner*> running_;  ///< One for each job in work.
     bool is_stopping_ = false;
     std::vector<std::thread> threads_;
 };
 
 CompressionPool::CompressionPool(unsigned thread_count, int level)
-    : impl_(std::make_unique<Impl>(thread_count, level)) {}
+    : impl_(std::make_unique<Impl>(std::max(1U, thread_count), level)) {}
 CompressionPool::~CompressionPool() = default;
 
-void CompressionPool::submit(FrameJob& job) {
-    impl_->submit(job);
+unsigned CompressionPool::thread_count() const noexcept {
+    return impl_->thread_count();
 }
 
-bool CompressionPool::is_done(const FrameJob& job) {
-    return impl_->is_done(job);
+void CompressionPool::submit(FrameJob& job, FrameOwner& owner) {
+    impl_->submit(job, owner);
 }
 
-void CompressionPool::wait(const FrameJob& job) {
-    impl_->wait(job);
-}
-
-void CompressionPool::stop() {
-    impl_->stop();
+void CompressionPool::forget(FrameOwner& owner) {
+    impl_->forget(owner);
 }
 
 }  // namespace lamina::store

@@ -4,8 +4,13 @@
 #include "store/error.h"
 #include "store/image_config.h"
 #include "store/import_job.h"
+#include "store/ordered_tasks.h"
 
+#include <algorithm>
+#include <deque>
+#include <map>
 #include <optional>
+#include <thread>
 #include <utility>
 
 namespace lamina::store {
@@ -42,81 +47,105 @@ OpenedTar open_tar(ImageSource& source, std::size_t image, std::size_t layer, co
     return {.tar = std::move(stream), .read_bytes = std::move(read_bytes)};
 }
 
+/// Layers are made side by side: each is a pipeline of three threads (inflating, parsing, hashing) before the job's
+/// threads that compress, so that two keep a small machine busy, also while one waits for the disk.
+unsigned layers_at_once() {
+    constexpr unsigned kLeast = 2;
+    constexpr unsigned kMost = 6;
+    return std::clamp(std::thread::hardware_concurrency(), kLeast, kMost);
+}
+
+/// One import. First it is planned: which layers there are, each once however many images have it, and which of them
+/// are known. Then tasks make the others, several at a time, while the calling thread makes each image when its layers
+/// are there: everything happens as if one layer and image came after the other, only sooner.
 class Import {
 public:
     Import(StoreCore& core, const ImportRequest& request, const std::stop_token& stop)
         : request_(request),
+          stop_(stop),
           source_(open_source(request.source, request.platform)),
           images_(source_->images()),
           names_(names()),
-          job_(core, request.progress, total_bytes(), stop) {}
+          meter_(request.progress),
+          job_(core, meter_) {
+        plan();
+    }
 
     std::vector<ImageRow> run() {
+        const auto make = [this](std::size_t task, const std::stop_token& stop) { make_layer(*tasks_[task], stop); };
+        OrderedTasks tasks(tasks_.size(), layers_at_once(), make, stop_);
         std::vector<ImageRow> rows;
-        for (std::size_t image = 0; image < images_.size(); ++image) rows.push_back(import_image(image));
+        for (std::size_t image = 0; image < images_.size(); ++image) {
+            for (const Layer* const layer : layers_of_[image]) {
+                if (layer->task) tasks.wait(*layer->task);
+            }
+            rows.push_back(make_image(image));
+        }
         return rows;
     }
 
 private:
-    std::vector<std::optional<ImageName>> names() const {
-        if (request_.name && images_.size() != 1) {
-            throw Error(Errc::malformed, request_.source + ": has " + std::to_string(images_.size()) +
-                                             " images, a name can be given to one: choose it by its tag");
-        }
-        std::vector<std::optional<ImageName>> names;
-        for (const SourceImage& image : images_) {
-            if (request_.name) {
-                names.push_back(request_.name);
-            } else if (!image.name.empty()) {
-                names.push_back(ImageName::parse(image.name));
-            } else {
-                names.emplace_back();
+    /// A layer of the source, where it occurs first.
+    struct Layer {
+        std::size_t image;
+        std::size_t position;
+        std::optional<std::size_t> task = std::nullopt;  ///< nullopt: it was known from the start.
+        std::optional<LayerRow> row = std::nullopt;      ///< Once it is there.
+    };
+
+    std::vector<std::optional<ImageName>> names() const;
+    std::string label(std::size_t image) const { return names_[image] ? names_[image]->text() : request_.source; }
+    const SourceLayer& description(const Layer& layer) const { return images_[layer.image].layers[layer.position]; }
+
+    void plan() {
+        std::map<DiffId, Layer*> found;
+        std::uint64_t total_bytes = 0;
+        for (std::size_t image = 0; image < images_.size(); ++image) {
+            std::vector<Layer*>& layers = layers_of_.emplace_back();
+            for (std::size_t position = 0; position < images_[image].layers.size(); ++position) {
+                const auto& diff_id = images_[image].layers[position].diff_id;
+                if (const auto known = diff_id ? found.find(*diff_id) : found.end(); known != found.end()) {
+                    layers.push_back(known->second);
+                    continue;
+                }
+                Layer& layer = layers_.emplace_back(Layer{.image = image, .position = position});
+                layers.push_back(&layer);
+                if (diff_id) found.emplace(*diff_id, &layer);
+                if (diff_id && (layer.row = job_.known_layer(*diff_id))) continue;
+                layer.task = tasks_.size();
+                tasks_.push_back(&layer);
+                total_bytes += blob_bytes(layer);
             }
         }
-        return names;
+        meter_.expect(total_bytes);
     }
 
-    std::uint64_t total_bytes() const {
-        std::uint64_t total_bytes = 0;
-        for (const SourceImage& image : images_) total_bytes += image.total_blob_bytes;
-        return total_bytes;
+    std::uint64_t blob_bytes(const Layer& layer) const {
+        const auto& blob = description(layer).blob;
+        return blob ? blob->size_bytes : 0;
     }
 
-    std::string label(std::size_t image) const { return names_[image] ? names_[image]->text() : request_.source; }
-
-    ImageRow import_image(std::size_t image) {
-        const SourceImage& description = images_[image];
-        const std::uint64_t begun_at = job_.meter().done_bytes();
-        std::vector<StoredLayer> layers;
-        std::uint64_t done_bytes = begun_at;
-        for (std::size_t layer = 0; layer < description.layers.size(); ++layer) {
-            const LayerRow row = import_layer(image, layer);
-            layers.push_back({row.diff_id, row.tar_bytes});
-            const auto& blob = description.layers[layer].blob;
-            done_bytes += blob ? blob->size_bytes : row.tar_bytes;
-            job_.meter().end_at(done_bytes);
-        }
-        ImageRow row = make_image(image, layers);
-        job_.meter().end_at(begun_at + description.total_blob_bytes);
-        return row;
-    }
-
-    LayerRow import_layer(std::size_t image, std::size_t layer) {
-        const SourceLayer& description = images_[image].layers[layer];
-        job_.meter().begin("reading", description.diff_id ? description.diff_id->digest.text() : label(image));
+    void make_layer(Layer& layer, const std::stop_token& stop) {
+        const SourceLayer& source = description(layer);
+        Meter::Part part(meter_, "reading", source.diff_id ? source.diff_id->digest.text() : label(layer.image));
+        const auto open = [&] { return open_tar(*source_, layer.image, layer.position, source); };
         try {
-            return job_.layer(description.diff_id, [&] { return open_tar(*source_, image, layer, description); });
+            layer.row = job_.layer({.promised = source.diff_id, .part = part}, open, stop);
         } catch (const Error& error) {  // Which layer it is is known here only.
-            throw with_context(error, "layer " + std::to_string(layer + 1) + " of " + label(image));
+            throw with_context(error, "layer " + std::to_string(layer.position + 1) + " of " + label(layer.image));
         }
+        part.reach(blob_bytes(layer));
     }
 
-    ImageRow make_image(std::size_t image, const std::vector<StoredLayer>& layers) {
+    ImageRow make_image(std::size_t image) {
         const SourceImage& description = images_[image];
         ImageParts parts{.manifest = description.manifest,
                          .manifest_media_type = description.manifest_media_type,
                          .config = description.config,
                          .name = names_[image]};
+        std::vector<StoredLayer> layers;
+        for (const Layer* const layer : layers_of_[image])
+            layers.push_back({layer->row->diff_id, layer->row->tar_bytes});
         for (const StoredLayer& layer : layers) parts.layers.push_back(layer.diff_id);
         if (parts.config.empty()) {  // A folder: one layer, and documents that follow from it alone.
             const std::string config = plain_config(request_.platform, parts.layers.at(0));
@@ -125,18 +154,41 @@ private:
             parts.manifest_media_type = kManifestMediaType;
         }
         try {
-            return job_.image(parts);
+            return job_.image(parts, stop_);
         } catch (const Error& error) {  // Which image it is is known here only.
             throw with_context(error, label(image));
         }
     }
 
     const ImportRequest& request_;
+    const std::stop_token& stop_;
     std::unique_ptr<ImageSource> source_;
     std::vector<SourceImage> images_;
     std::vector<std::optional<ImageName>> names_;
+    std::deque<Layer> layers_;
+    std::vector<std::vector<Layer*>> layers_of_;  ///< Of each image, bottom first.
+    std::vector<Layer*> tasks_;                   ///< Those that must be made, in the order in which they are needed.
+    Meter meter_;
     ImportJob job_;
 };
+
+std::vector<std::optional<ImageName>> Import::names() const {
+    if (request_.name && images_.size() != 1) {
+        throw Error(Errc::malformed, request_.source + ": has " + std::to_string(images_.size()) +
+                                         " images, a name can be given to one: choose it by its tag");
+    }
+    std::vector<std::optional<ImageName>> names;
+    for (const SourceImage& image : images_) {
+        if (request_.name) {
+            names.push_back(request_.name);
+        } else if (!image.name.empty()) {
+            names.push_back(ImageName::parse(image.name));
+        } else {
+            names.emplace_back();
+        }
+    }
+    return names;
+}
 
 }  // namespace
 
@@ -146,7 +198,8 @@ std::vector<ImageRow> import_images(StoreCore& core, const ImportRequest& reques
 
 ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource& layer_tar,
                       const std::stop_token& stop) {
-    ImportJob job(core, request.progress, 0, stop);
+    Meter meter(request.progress);
+    ImportJob job(core, meter);
     std::vector<StoredLayer> layers;
     for (const DiffId& base_layer : request.base_layers) {
         const auto row = job.known_layer(base_layer);
@@ -165,10 +218,9 @@ ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource&
     private:
         ByteSource& source_;
     };
-    job.meter().begin("reading", request.name.text());
-    const LayerRow layer = job.layer(std::nullopt, [&] {
-        return OpenedTar{std::make_unique<Borrowed>(layer_tar), {}};
-    });
+    Meter::Part part(meter, "reading", request.name.text());
+    const auto open = [&] { return OpenedTar{std::make_unique<Borrowed>(layer_tar), {}}; };
+    const LayerRow layer = job.layer({.promised = std::nullopt, .part = part}, open, stop);
     layers.push_back({layer.diff_id, layer.tar_bytes});
     const std::string config =
         extended_config(core.index->documents(base->id).config,
@@ -178,7 +230,7 @@ ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource&
                      .config = bytes_of(config),
                      .name = request.name};
     for (const StoredLayer& stored : layers) parts.layers.push_back(stored.diff_id);
-    return job.image(parts);
+    return job.image(parts, stop);
 }
 
 ImageSummary summary_of(const ImageRow& image) {

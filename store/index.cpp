@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include <algorithm>
 #include <limits>
 #include <mutex>
 
@@ -146,9 +147,10 @@ public:
     std::int64_t add_image_row(const NewImage& image, const BlobDigest& config, const BlobDigest& manifest);
     std::optional<std::int64_t> id_of_config(const BlobDigest& config);
     ImageRow image(std::int64_t id);
+    std::optional<ImageRow> find_same(const NewImage& image, const BlobDigest& config, const BlobDigest& manifest);
 
-    Statement allocate_pack_{database_,
-                             "UPDATE counters SET value = value + 1 WHERE name = 'next_pack' RETURNING value - 1"};
+    Statement allocate_packs_{database_,
+                              "UPDATE counters SET value = value + ? WHERE name = 'next_pack' RETURNING value"};
     Statement packs_{database_, "SELECT number, file_bytes, raw_bytes FROM packs ORDER BY number"};
     Statement has_pack_{database_, "SELECT 1 FROM packs WHERE number = ?"};
     Statement add_pack_{database_, "INSERT INTO packs VALUES (?, ?, ?)"};
@@ -242,6 +244,18 @@ ImageRow Index::Impl::image(std::int64_t id) {
     return read_image(rows);
 }
 
+/// The row when adding the image would change nothing but the time of its import.
+std::optional<ImageRow> Index::Impl::find_same(const NewImage& image, const BlobDigest& config,
+                                               const BlobDigest& manifest) {
+    const auto id = id_of_config(config);
+    if (!id) return std::nullopt;
+    ImageRow row = this->image(*id);
+    const bool has_name = !image.name || std::ranges::find(row.names, image.name->text()) != row.names.end();
+    const bool is_same = row.manifest == manifest && row.tree.digest == image.tree.digest && !row.is_removed &&
+                         row.is_anonymous == row.names.empty();
+    return has_name && is_same ? std::optional(std::move(row)) : std::nullopt;
+}
+
 void Index::Impl::add_tree(const NewImage& image) {
     const TreeRow& tree = image.tree;
     add_tree_.execute(tree.digest, tree.file_bytes, tree.inode_count, tree.logical_bytes);
@@ -271,16 +285,20 @@ std::unique_ptr<Index> Index::open(const std::string& path, bool may_create) {
     return std::unique_ptr<Index>(new Index(std::make_unique<Impl>(path, may_create)));
 }
 
-std::uint32_t Index::allocate_pack() {
+std::vector<std::uint32_t> Index::allocate_packs(std::uint32_t count) {
     const std::lock_guard lock(impl_->mutex_);
     Transaction transaction(impl_->database_);
-    std::uint64_t number = 0;
-    for (Rows rows = impl_->allocate_pack_.run(); rows.next();) number = rows.count(0);
-    if (number == 0 || number > std::numeric_limits<std::uint32_t>::max()) {
+    std::uint64_t end = 0;
+    for (Rows rows = impl_->allocate_packs_.run(count); rows.next();) end = rows.count(0);
+    if (end <= count || end - 1 > std::numeric_limits<std::uint32_t>::max()) {
         throw Error(Errc::corrupt, impl_->database_.path() + ": no pack number is left");
     }
     transaction.commit();
-    return static_cast<std::uint32_t>(number);
+    std::vector<std::uint32_t> numbers;
+    for (std::uint64_t number = end - count; number < end; ++number) {
+        numbers.push_back(static_cast<std::uint32_t>(number));
+    }
+    return numbers;
 }
 
 std::vector<PackRow> Index::packs() {
@@ -362,6 +380,7 @@ ImageRow Index::add_image(const NewImage& image) {
     const BlobDigest config{Digest::of(image.config)};
     const BlobDigest manifest{Digest::of(image.manifest)};
     const std::lock_guard lock(impl_->mutex_);
+    if (auto same = impl_->find_same(image, config, manifest)) return *std::move(same);
     Transaction transaction(impl_->database_);
     impl_->add_tree(image);
     std::int64_t id = 0;

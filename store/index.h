@@ -81,8 +81,9 @@ public:
     static std::unique_ptr<Index> open(const std::string& path, bool may_create = true);
     ~Index();
 
-    /// A number that no pack ever had, nor will have, whatever crashes. From 1 up.
-    std::uint32_t allocate_pack();
+    /// Numbers that no pack ever had, nor will have, whatever crashes: from 1 up, one after another.
+    std::vector<std::uint32_t> allocate_packs(std::uint32_t count);
+    std::uint32_t allocate_pack() { return allocate_packs(1).front(); }
     std::vector<PackRow> packs();  ///< By number.
     bool has_pack(std::uint32_t number);
     /// After a pack was rewritten.
@@ -97,7 +98,7 @@ public:
     std::vector<TreeRow> trees();
 
     /// Makes the image (or finds it by its config) and gives it the name, which another image may lose. Its layers'
-    /// rows must be there.
+    /// rows must be there. Nothing is written when the image has all that already.
     ImageRow add_image(const NewImage& image);
     std::vector<ImageRow> images();      ///< In order of their first import; without the removed.
     std::vector<ImageRow> all_images();  ///< With them.

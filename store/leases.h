@@ -28,7 +28,7 @@ public:
     };
 
     /// One job's lease; ends with it. Every keep_ call comes before the job first asks the index, or the folder, for
-    /// the thing. One thread at a time.
+    /// the thing. Thread-safe.
     class Lease {
     public:
         Lease(Lease&& other) noexcept : owner_(std::exchange(other.owner_, nullptr)), held_(other.held_) {}
@@ -62,7 +62,7 @@ public:
         DiffId layer_;
     };
     /// Waits until no other job makes this layer, so that two imports of one image do the work once. cancelled on stop.
-    /// A job has one claim at a time.
+    /// A thread has one claim at a time.
     Claim claim_layer(const DiffId& layer, std::stop_token stop);
 
     /// For gc: runs `function(const Held& all, auto&& hide)` while no lease can change. hide(packs) makes find() miss

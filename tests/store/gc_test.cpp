@@ -12,6 +12,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -64,6 +65,7 @@ TEST_CASE("gc takes what nothing names and leaves the rest whole", "[store][gc]"
     const test::Files base{{"base", test::some_text(100'000, 1)}};
     const test::Files top{{"top", test::some_text(100'000, 2)}};
     const std::string source = test::write_layout(folder / "layout", {{"one:1", {base, top}}, {"two:1", {base}}});
+    test::import_from(*opened, source + ":two:1");  // Alone, so that its layer has a pack alone.
     test::import_from(*opened, source);
     CHECK(opened->gc(false, {}).freed_bytes == 0);
     opened->remove_image("one:1", false);
@@ -187,7 +189,7 @@ TEST_CASE("gc in the middle of an import takes nothing that the import has found
     test::import_from(*opened, test::write_layout(folder / "old", {{"old:1", {common}}}));
     RunBefore::When when;
     std::vector<test::Files> layers;
-    bool is_kept = true;
+    std::optional<bool> is_kept = true;
     SECTION("a chunk that was found") {
         layers = {same_bytes};
         when = {"rename", "/packs/pack-"};
@@ -208,7 +210,7 @@ TEST_CASE("gc in the middle of an import takes nothing that the import has found
     SECTION("a recipe that no row names yet") {
         layers = {other, same_bytes};
         when = {"fsync", "/s/layers"};
-        is_kept = false;  // The first layer's recipe: of the second, nothing was looked for yet.
+        is_kept.reset();  // Either layer's recipe: the other may have found the chunk before.
     }
     SECTION("a tree that no row names yet") {
         layers = {common, same_bytes};
@@ -223,7 +225,7 @@ TEST_CASE("gc in the middle of an import takes nothing that the import has found
         test::import_from(*opened, source);
         CHECK(middle.has_run());
     }
-    CHECK(store::exists(folder / "s/packs/pack-0000000001.lpk") == is_kept);
+    if (is_kept) CHECK(store::exists(folder / "s/packs/pack-0000000001.lpk") == *is_kept);
     CHECK(test::problems_of(*opened) == "");
     for (const test::Files& files : layers) CHECK(test::has_files(*opened, "new:1", files));
     opened->gc(false, {});

@@ -57,10 +57,15 @@ TEST_CASE("importing equal content again adds no pack, no chunk, and reads no la
     layout.finish();
     const auto first = test::import_from(*opened, "oci:" + layout.folder());
     const auto packs = packs_of(folder / "s");
+    const auto index = [&] {
+        return test::read_text(folder / "s/index.sqlite-wal") + test::read_text(folder / "s/index.sqlite");
+    };
+    const std::string index_before = index();
     // The blobs' bytes are now wrong, which nobody notices who does not read them.
     for (const auto& layer : layout.layers) flip_byte(layout.blob_file(layer), 20);
     const auto again = test::import_from(*opened, "oci:" + layout.folder());
     CHECK(again.at(0).config == first.at(0).config);
+    CHECK((index() == index_before));
     CHECK(packs_of(folder / "s") == packs);
     CHECK(opened->images().size() == 1);
 
