@@ -19,6 +19,9 @@ namespace {
 constexpr auto kRedrawPause = std::chrono::milliseconds(100);
 constexpr unsigned kDefaultWidth = 80;
 constexpr unsigned kBarWidth = 24;
+constexpr double kRateSeconds = 10;
+constexpr double kSampleSeconds = 0.5;
+constexpr double kLeastRateSeconds = 1;
 
 unsigned terminal_width() {
     winsize size{};
@@ -141,6 +144,20 @@ void print_json(const boost::json::value& value) {
     print_text(boost::json::serialize(value) + "\n");
 }
 
+void RateWindow::add(double seconds, std::uint64_t done_bytes) {
+    if (done_bytes < last_.done_bytes) samples_.clear();
+    last_ = {seconds, done_bytes};
+    if (samples_.empty() || seconds >= samples_.back().seconds + kSampleSeconds) samples_.push_back(last_);
+    while (samples_.size() > 1 && samples_[1].seconds <= seconds - kRateSeconds) samples_.pop_front();
+}
+
+double RateWindow::bytes_per_second() const {
+    if (samples_.empty()) return 0;
+    const double seconds = last_.seconds - samples_.front().seconds;
+    if (seconds < kLeastRateSeconds) return 0;
+    return static_cast<double>(last_.done_bytes - samples_.front().done_bytes) / seconds;
+}
+
 ProgressBar::ProgressBar() : is_terminal_(::isatty(STDERR_FILENO) == 1), started_(std::chrono::steady_clock::now()) {}
 
 ProgressBar::~ProgressBar() {
@@ -160,12 +177,12 @@ void ProgressBar::show(const api::Progress& progress) {
     if (is_drawn_ && now - drawn_ < kRedrawPause) return;
     drawn_ = now;
     is_drawn_ = true;
+    rate_.add(std::chrono::duration<double>(now - started_).count(), progress.done_bytes);
     fmt::print(stderr, "\r{}\033[K", line(progress, terminal_width() - 1));
     std::fflush(stderr);
 }
 
 std::string ProgressBar::line(const api::Progress& progress, unsigned width) const {
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
     std::string text = printable(progress.phase);
     if (progress.total_bytes > 0) {
         const double share =
@@ -174,8 +191,7 @@ std::string ProgressBar::line(const api::Progress& progress, unsigned width) con
         text +=
             fmt::format(" [{}{}] {:3.0f} %  {} of {}", std::string(filled, '#'), std::string(kBarWidth - filled, '-'),
                         share * 100, human_bytes(progress.done_bytes), human_bytes(progress.total_bytes));
-        if (seconds > 1 && progress.done_bytes > 0) {
-            const double rate = static_cast<double>(progress.done_bytes) / seconds;
+        if (const double rate = rate_.bytes_per_second(); rate > 0) {
             const double left =
                 static_cast<double>(progress.total_bytes - std::min(progress.done_bytes, progress.total_bytes)) / rate;
             text += fmt::format("  {}/s  {:.0f} s left", human_bytes(static_cast<std::uint64_t>(rate)), left);

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -39,6 +40,21 @@ void print_json(const boost::json::value& value);
 /// Writes to standard output; FailureError when it cannot (a full disk, a closed pipe).
 void print_text(std::string_view text);
 
+/// Bytes a second over the last ten seconds: what a job found done at its start, or a pause, must not show for long.
+class RateWindow {
+public:
+    void add(double seconds, std::uint64_t done_bytes);  ///< Begins anew when the bytes go back.
+    double bytes_per_second() const;                     ///< 0 as long as a second has not passed.
+
+private:
+    struct Sample {
+        double seconds;
+        std::uint64_t done_bytes;
+    };
+    std::deque<Sample> samples_;
+    Sample last_{0, 0};
+};
+
 /// Progress of one command on standard error: a bar that redraws itself on a terminal, nothing in a pipe.
 class ProgressBar {
 public:
@@ -53,6 +69,7 @@ private:
     bool is_drawn_ = false;
     std::chrono::steady_clock::time_point started_;
     std::chrono::steady_clock::time_point drawn_;
+    RateWindow rate_;
 };
 
 /// Posts what takes long, draws its progress, and returns its result.

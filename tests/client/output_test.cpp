@@ -34,3 +34,18 @@ TEST_CASE("a short digest has twelve digits, with and without its algorithm", "[
     CHECK(client::short_digest("0123456789abcdef") == "0123456789ab");
     CHECK(client::short_digest("") == "");
 }
+
+TEST_CASE("the rate is that of the last ten seconds", "[client][output]") {
+    client::RateWindow rate;
+    CHECK(rate.bytes_per_second() == 0);
+    rate.add(0, 500'000'000);  // What was there already is no work of this job.
+    rate.add(0.9, 500'000'900);
+    CHECK(rate.bytes_per_second() == 0);
+    rate.add(2, 500'002'000);
+    CHECK(rate.bytes_per_second() == 1000);
+    for (unsigned second = 3; second <= 30; ++second) rate.add(second, 500'002'000 + 10 * second);
+    CHECK(rate.bytes_per_second() == 10);
+    rate.add(31, 50);
+    rate.add(33, 90);
+    CHECK(rate.bytes_per_second() == 20);
+}
