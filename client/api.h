@@ -58,12 +58,14 @@ struct Image {
     std::string platform;
     std::string created;
     std::int64_t imported_at = 0;  ///< Unix seconds.
+    std::int64_t used_at = 0;      ///< Of the last import, mount or save.
+    bool pinned = false;
     std::uint64_t logical_bytes = 0;
     std::uint64_t inode_count = 0;
 };
 BOOST_DESCRIBE_STRUCT(Image, (),
-                      (names, id, manifest_digest, tree_digest, layers, platform, created, imported_at, logical_bytes,
-                       inode_count))
+                      (names, id, manifest_digest, tree_digest, layers, platform, created, imported_at, used_at, pinned,
+                       logical_bytes, inode_count))
 
 struct Images {
     std::vector<Image> images;
@@ -127,6 +129,11 @@ struct TagRequest {
     std::string name;
 };
 BOOST_DESCRIBE_STRUCT(TagRequest, (), (image, name))
+
+struct PinRequest {
+    std::string image;
+};
+BOOST_DESCRIBE_STRUCT(PinRequest, (), (image))
 
 struct CommitRequest {
     std::string mount;
@@ -259,6 +266,7 @@ inline constexpr std::string_view kImage = "/v1/image";
 inline constexpr std::string_view kImageList = "/v1/image/list";
 inline constexpr std::string_view kImageFile = "/v1/image/file";
 inline constexpr std::string_view kTag = "/v1/tag";
+inline constexpr std::string_view kPin = "/v1/pin";
 inline constexpr std::string_view kImport = "/v1/import";
 inline constexpr std::string_view kSave = "/v1/save";
 inline constexpr std::string_view kCommit = "/v1/commit";

@@ -1,4 +1,4 @@
-// import, save, images, inspect, tag, rmi, ls, cat: what deals with images.
+// import, save, images, inspect, tag, rmi, pin, unpin, ls, cat: what deals with images.
 
 #include "client/commands.h"
 #include "client/output.h"
@@ -39,7 +39,7 @@ void print_imported(const Globals& globals, const json::value& result) {
 void print_images(const Globals& globals, bool only_ids) {
     const json::value reply = globals.connect().get(std::string(api::path::kImages));
     if (globals.json) return print_json(reply);
-    Table table({{"NAME"}, {"IMAGE ID"}, {"LAYERS", true}, {"FILES", true}, {"SIZE", true}, {"IMPORTED"}});
+    Table table({{"NAME"}, {"IMAGE ID"}, {"LAYERS", true}, {"FILES", true}, {"SIZE", true}, {"IMPORTED"}, {"PINNED"}});
     for (const api::Image& image : api::parse_reply<api::Images>(reply).images) {
         if (only_ids) {
             print_text(short_digest(image.id) + "\n");
@@ -50,7 +50,7 @@ void print_images(const Globals& globals, bool only_ids) {
         for (const std::string& name : names) {
             table.add({printable(name), short_digest(image.id), std::to_string(image.layers.size()),
                        std::to_string(image.inode_count), human_bytes(image.logical_bytes),
-                       human_age(image.imported_at)});
+                       human_age(image.imported_at), image.pinned ? "yes" : ""});
         }
     }
     if (!only_ids) table.print();
@@ -200,13 +200,39 @@ void add_tag_and_rmi(const CommandContext& context) {
     const auto removed = std::make_shared<ImageArguments>();
     CLI::App* const rmi = context.app.add_subcommand("rmi", "Remove an image's name, and the image with its last one");
     rmi->add_option("IMAGE", removed->names, "Name or ID of the image")->required();
-    rmi->add_flag("-f,--force", removed->flag, "Also when mounts use it, or it has several names");
+    rmi->add_flag("-f,--force", removed->flag, "Also when it is pinned, mounts use it, or it has several names");
     rmi->callback([context, removed] {
         context.run = [&globals = context.globals, removed] {
             Connection connection = globals.connect();
             for (const std::string& image : removed->names) {
                 connection.remove(
                     with_query(api::path::kImage, {{"image", image}, {"force", removed->flag ? "true" : ""}}));
+            }
+        };
+    });
+}
+
+void add_pins(const CommandContext& context) {
+    const auto pinned = std::make_shared<ImageArguments>();
+    CLI::App* const pin = context.app.add_subcommand("pin", "Keep an image, whatever becomes of its names");
+    pin->add_option("IMAGE", pinned->names, "Name or ID of the image")->required();
+    pin->callback([context, pinned] {
+        context.run = [&globals = context.globals, pinned] {
+            Connection connection = globals.connect();
+            for (const std::string& image : pinned->names) {
+                connection.post(api::path::kPin, api::to_text(api::PinRequest{image}));
+            }
+        };
+    });
+
+    const auto unpinned = std::make_shared<ImageArguments>();
+    CLI::App* const unpin = context.app.add_subcommand("unpin", "Take the pin of an image away");
+    unpin->add_option("IMAGE", unpinned->names, "Name or ID of the image")->required();
+    unpin->callback([context, unpinned] {
+        context.run = [&globals = context.globals, unpinned] {
+            Connection connection = globals.connect();
+            for (const std::string& image : unpinned->names) {
+                connection.remove(with_query(api::path::kPin, {{"image", image}}));
             }
         };
     });
@@ -224,6 +250,7 @@ void add_image_commands(const CommandContext& context) {
     add_save(context);
     add_listing_commands(context);
     add_tag_and_rmi(context);
+    add_pins(context);
 }
 
 }  // namespace lamina::client

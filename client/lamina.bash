@@ -1,7 +1,7 @@
 # bash completion for lamina
 _lamina() {
   local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
-  local commands='import save images inspect tag rmi ls cat mount umount mounts diff commit bundle run gc verify df daemon'
+  local commands='import save images inspect tag rmi pin unpin ls cat mount umount mounts diff commit bundle run gc verify df daemon'
   local -a globals=()
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
@@ -44,7 +44,7 @@ _lamina() {
     daemon) names='start stop status' ;;
     import|save)
       [[ $command == save && $COMP_CWORD -lt 3 ]] && names=$(_lamina_images) || names='oci: oci-archive: docker-archive: dir:' ;;
-    inspect|tag|rmi|ls|cat|mount|bundle|run)
+    inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run)
       names=$(_lamina_images)
       [[ $command == @(mount|bundle) && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
     umount|diff|commit) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;

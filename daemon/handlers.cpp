@@ -34,6 +34,8 @@ api::Image image_of(const store::ImageSummary& summary) {
     image.platform = summary.platform.text();
     image.created = summary.created;
     image.imported_at = summary.imported_at;
+    image.used_at = summary.used_at;
+    image.pinned = summary.is_pinned;
     image.logical_bytes = summary.logical_bytes;
     image.inode_count = summary.inode_count;
     return image;
@@ -175,6 +177,16 @@ struct Handlers::Endpoint {
         call.out.push("{}\n");
     }
 
+    static void pin(const Call& call) {
+        call.self.store_.set_pinned(api::parse_request<api::PinRequest>(call.request.body).image, true);
+        call.out.push("{}\n");
+    }
+
+    static void unpin(const Call& call) {
+        call.self.store_.set_pinned(call.required("image"), false);
+        call.out.push("{}\n");
+    }
+
     static void list(const Call& call) {
         api::Listing reply;
         const std::string path = call.parameter("path");
@@ -271,6 +283,8 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"GET", api::path::kImage, kJson, Endpoint::inspect},
         Endpoint{"DELETE", api::path::kImage, kJson, Endpoint::remove_image},
         Endpoint{"POST", api::path::kTag, kJson, Endpoint::tag},
+        Endpoint{"POST", api::path::kPin, kJson, Endpoint::pin},
+        Endpoint{"DELETE", api::path::kPin, kJson, Endpoint::unpin},
         Endpoint{"GET", api::path::kImageList, kJson, Endpoint::list},
         Endpoint{"GET", api::path::kImageFile, kBytes, Endpoint::file},
         Endpoint{"POST", api::path::kImport, kLines, Endpoint::import},

@@ -246,6 +246,7 @@ api::Mount Mounts::mount_again(const api::Mount& existing, const api::MountReque
     base.mountpoint = request.mountpoint;
     base.is_read_only = request.read_only;
     store::write_mount_base(existing.folder, base);
+    store_.record_use(base.config_digest);
     const api::Mount mount = describe(existing.id);
     if (request.start) start(mount, request.options);
     return describe(mount.id);

@@ -119,7 +119,7 @@ private:
             mounted_configs.insert(mount.base.config_digest);
         }
         for (const ImageRow& image : core_.index->all_images()) {
-            const bool is_known = !image.is_removed && (!image.names.empty() || image.is_anonymous);
+            const bool is_known = !image.is_removed && (!image.names.empty() || image.is_anonymous || image.is_pinned);
             if (!is_known && !mounted_configs.contains(image.config.digest.text())) {
                 roots.dead_images.push_back(image.id);
                 continue;

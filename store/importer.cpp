@@ -242,6 +242,8 @@ ImageSummary summary_of(const ImageRow& image) {
             .platform = image.platform,
             .created = image.created,
             .imported_at = image.imported_at,
+            .used_at = image.used_at,
+            .is_pinned = image.is_pinned,
             .logical_bytes = image.tree.logical_bytes,
             .inode_count = image.tree.inode_count};
 }

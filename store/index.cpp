@@ -20,17 +20,20 @@ namespace lamina::store {
 
 namespace {
 
-constexpr std::int64_t kSchemaVersion = 1;
+constexpr std::int64_t kSchemaVersion = 2;
+constexpr std::int64_t kSameUseSeconds = 60;
+constexpr std::int64_t kSameImportSeconds = 3600;
 constexpr off_t kReservedBytes = 256 << 10;
 constexpr std::uint64_t kPlentyBytes = 64 << 20;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-INSERT INTO counters VALUES ('next_pack', 1);
+INSERT INTO counters VALUES ('next_pack', 1), ('next_use', 1);
 CREATE TABLE packs (
     number INTEGER PRIMARY KEY,
     file_bytes INTEGER NOT NULL,
-    raw_bytes INTEGER NOT NULL) STRICT;
+    raw_bytes INTEGER NOT NULL,
+    dense_bytes INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE layers (
     diff_id BLOB PRIMARY KEY,
     tar_bytes INTEGER NOT NULL,
@@ -57,7 +60,10 @@ CREATE TABLE images (
     created TEXT NOT NULL,
     imported_at INTEGER NOT NULL,
     is_anonymous INTEGER NOT NULL,
-    is_removed INTEGER NOT NULL DEFAULT 0) STRICT;
+    is_removed INTEGER NOT NULL DEFAULT 0,
+    is_pinned INTEGER NOT NULL DEFAULT 0,
+    used_at INTEGER NOT NULL DEFAULT 0,
+    use_order INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE INDEX images_by_tree ON images(tree);
 CREATE TABLE manifests (
     digest BLOB PRIMARY KEY,
@@ -75,12 +81,22 @@ CREATE TABLE image_layers (
     diff_id BLOB NOT NULL REFERENCES layers(diff_id),
     PRIMARY KEY (image, position)) STRICT, WITHOUT ROWID;
 CREATE INDEX image_layers_by_layer ON image_layers(diff_id);
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
+)sql";
+
+constexpr const char* kUpgradeFrom1 = R"sql(
+ALTER TABLE packs ADD COLUMN dense_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE images ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE images ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE images ADD COLUMN use_order INTEGER NOT NULL DEFAULT 0;
+UPDATE images SET used_at = imported_at, use_order = id;
+INSERT INTO counters SELECT 'next_use', coalesce(max(id), 0) + 1 FROM images;
+PRAGMA user_version = 2;
 )sql";
 
 std::string image_query(std::string_view tail) {
     return "SELECT i.id, i.manifest_digest, i.config_digest, i.tree, t.file_bytes, t.inode_count, t.logical_bytes,"
-           " i.os, i.architecture, i.variant, i.created, i.imported_at, i.is_anonymous, i.is_removed"
+           " i.os, i.architecture, i.variant, i.created, i.imported_at, i.is_anonymous, i.is_removed, i.is_pinned, i.used_at, i.use_order"
            " FROM images i JOIN trees t ON t.digest = i.tree " +
            std::string(tail);
 }
@@ -120,6 +136,12 @@ Database open_with_schema(const std::string& path, bool may_create) {
         sync_folder(folder_of(path));
         version = kSchemaVersion;
     }
+    if (version == 1) {
+        Transaction transaction(database);
+        database.execute(kUpgradeFrom1);
+        transaction.commit();
+        version = kSchemaVersion;
+    }
     if (version != kSchemaVersion) {
         throw Error(Errc::unsupported, path + ": the index has version " + std::to_string(version) +
                                            ", this program knows " + std::to_string(kSchemaVersion) +
@@ -142,8 +164,9 @@ public:
 
     ImageRow read_image(const Rows& rows);
     std::vector<ImageRow> read_images(Rows rows);
-    void add_pack(const PackRow& pack) { add_pack_.execute(pack.number, pack.file_bytes, pack.raw_bytes); }
+    void add_pack(const PackRow& pack) { add_pack_.execute(pack.number, pack.file_bytes, pack.raw_bytes, pack.dense_bytes); }
     void add_tree(const NewImage& image);
+    void record_use(std::int64_t image, std::int64_t unix_seconds);
     std::int64_t add_image_row(const NewImage& image, const BlobDigest& config, const BlobDigest& manifest);
     std::optional<std::int64_t> id_of_config(const BlobDigest& config);
     ImageRow image(std::int64_t id);
@@ -151,9 +174,9 @@ public:
 
     Statement allocate_packs_{database_,
                               "UPDATE counters SET value = value + ? WHERE name = 'next_pack' RETURNING value"};
-    Statement packs_{database_, "SELECT number, file_bytes, raw_bytes FROM packs ORDER BY number"};
+    Statement packs_{database_, "SELECT number, file_bytes, raw_bytes, dense_bytes FROM packs ORDER BY number"};
     Statement has_pack_{database_, "SELECT 1 FROM packs WHERE number = ?"};
-    Statement add_pack_{database_, "INSERT INTO packs VALUES (?, ?, ?)"};
+    Statement add_pack_{database_, "INSERT INTO packs VALUES (?, ?, ?, ?)"};
     Statement remove_pack_{database_, "DELETE FROM packs WHERE number = ?"};
     Statement find_layer_{database_,
                           "SELECT diff_id, tar_bytes, entry_count, recipe_bytes FROM layers WHERE diff_id = ?"};
@@ -195,7 +218,14 @@ public:
     Statement remove_name_{database_, "DELETE FROM names WHERE name = ?"};
     Statement remove_names_{database_, "DELETE FROM names WHERE image = ?"};
     Statement remove_image_{database_, "DELETE FROM images WHERE id = ?"};
-    Statement hide_image_{database_, "UPDATE images SET is_removed = 1, is_anonymous = 0 WHERE id = ?"};
+    Statement hide_image_{database_,
+                          "UPDATE images SET is_removed = 1, is_anonymous = 0, is_pinned = 0 WHERE id = ?"};
+    Statement set_pinned_{database_, "UPDATE images SET is_pinned = ?2 WHERE id = ?1"};
+    Statement last_use_{database_, "SELECT value - 1 FROM counters WHERE name = 'next_use'"};
+    Statement count_use_{database_, "UPDATE counters SET value = value + 1 WHERE name = 'next_use'"};
+    Statement set_use_{database_,
+                       "UPDATE images SET used_at = ?2, use_order ="
+                       " (SELECT value - 1 FROM counters WHERE name = 'next_use') WHERE id = ?1"};
 };
 
 /// Moves what the write-ahead log holds into the database: it would lie on disk twice. Where space is scarce the log
@@ -220,7 +250,10 @@ ImageRow Index::Impl::read_image(const Rows& rows) {
                    .created = rows.text(10),
                    .imported_at = rows.integer(11),
                    .is_anonymous = rows.integer(12) != 0,
-                   .is_removed = rows.integer(13) != 0};
+                   .is_removed = rows.integer(13) != 0,
+                   .is_pinned = rows.integer(14) != 0,
+                   .used_at = rows.integer(15),
+                   .use_order = rows.integer(16)};
     for (Rows names = image_names_.run(image.id); names.next();) image.names.push_back(names.text(0));
     for (Rows layers = layers_of_image_.run(image.id); layers.next();) image.layers.push_back({layers.digest(0)});
     return image;
@@ -244,7 +277,7 @@ ImageRow Index::Impl::image(std::int64_t id) {
     return read_image(rows);
 }
 
-/// The row when adding the image would change nothing but the time of its import.
+/// The row when adding the image would change nothing but the time of its import, by less than an hour.
 std::optional<ImageRow> Index::Impl::find_same(const NewImage& image, const BlobDigest& config,
                                                const BlobDigest& manifest) {
     const auto id = id_of_config(config);
@@ -253,7 +286,9 @@ std::optional<ImageRow> Index::Impl::find_same(const NewImage& image, const Blob
     const bool has_name = !image.name || std::ranges::find(row.names, image.name->text()) != row.names.end();
     const bool is_same = row.manifest == manifest && row.tree.digest == image.tree.digest && !row.is_removed &&
                          row.is_anonymous == row.names.empty();
-    return has_name && is_same ? std::optional(std::move(row)) : std::nullopt;
+    const std::int64_t since = image.imported_at - row.used_at;
+    const bool is_recent = since >= 0 && since < kSameImportSeconds;
+    return has_name && is_same && is_recent ? std::optional(std::move(row)) : std::nullopt;
 }
 
 void Index::Impl::add_tree(const NewImage& image) {
@@ -276,6 +311,11 @@ std::int64_t Index::Impl::add_image_row(const NewImage& image, const BlobDigest&
     int position = 0;
     for (const DiffId& layer : image.layers) add_image_layer_.execute(id, position++, layer);
     return id;
+}
+
+void Index::Impl::record_use(std::int64_t image, std::int64_t unix_seconds) {
+    count_use_.execute();
+    set_use_.execute(image, unix_seconds);
 }
 
 Index::Index(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -305,7 +345,7 @@ std::vector<PackRow> Index::packs() {
     const std::lock_guard lock(impl_->mutex_);
     std::vector<PackRow> packs;
     for (Rows rows = impl_->packs_.run(); rows.next();) {
-        packs.push_back({static_cast<std::uint32_t>(rows.count(0)), rows.count(1), rows.count(2)});
+        packs.push_back({static_cast<std::uint32_t>(rows.count(0)), rows.count(1), rows.count(2), rows.count(3)});
     }
     return packs;
 }
@@ -392,6 +432,7 @@ ImageRow Index::add_image(const NewImage& image) {
     }
     impl_->add_manifest_.execute(manifest, id, image.manifest_media_type, image.manifest);
     if (image.name) impl_->set_name_.execute(image.name->text(), id);
+    impl_->record_use(id, image.imported_at);
     ImageRow row = impl_->image(id);
     row.is_anonymous = row.names.empty();
     impl_->set_anonymous_.execute(id, row.is_anonymous);
@@ -464,6 +505,26 @@ void Index::hide_image(std::int64_t image) {
     Transaction transaction(impl_->database_);
     impl_->remove_names_.execute(image);
     impl_->hide_image_.execute(image);
+    transaction.commit();
+}
+
+void Index::set_pinned(std::int64_t image, bool is_pinned) {
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    static_cast<void>(impl_->image(image));
+    impl_->set_pinned_.execute(image, is_pinned);
+    transaction.commit();
+}
+
+void Index::record_use(std::int64_t image, std::int64_t unix_seconds) {
+    const std::lock_guard lock(impl_->mutex_);
+    const ImageRow row = impl_->image(image);
+    std::int64_t last = 0;
+    for (Rows rows = impl_->last_use_.run(); rows.next();) last = rows.integer(0);
+    const std::int64_t since = unix_seconds - row.used_at;
+    if (row.use_order == last && since >= 0 && since < kSameUseSeconds) return;
+    Transaction transaction(impl_->database_);
+    impl_->record_use(image, unix_seconds);
     transaction.commit();
 }
 

@@ -19,6 +19,7 @@ struct PackRow {
     std::uint32_t number = 0;
     std::uint64_t file_bytes = 0;
     std::uint64_t raw_bytes = 0;
+    std::uint64_t dense_bytes = 0;  ///< Of raw_bytes: in frames that upkeep has compressed.
     bool operator==(const PackRow&) const = default;
 };
 
@@ -47,6 +48,9 @@ struct ImageRow {
     std::int64_t imported_at = 0;  ///< Unix seconds.
     bool is_anonymous = false;     ///< Imported without a name: kept although it has none.
     bool is_removed = false;  ///< Removed by force while a mount used it: kept for that mount's commit, else unseen.
+    bool is_pinned = false;   ///< Kept, with or without a name, and never evicted.
+    std::int64_t used_at = 0;    ///< Unix seconds of the last use; for people, since clocks may be set back.
+    std::int64_t use_order = 0;  ///< Who was used later has the higher one.
     std::vector<std::string> names;
     std::vector<DiffId> layers;  ///< Bottom first.
 };
@@ -98,7 +102,8 @@ public:
     std::vector<TreeRow> trees();
 
     /// Makes the image (or finds it by its config) and gives it the name, which another image may lose. Its layers'
-    /// rows must be there. Nothing is written when the image has all that already.
+    /// rows must be there. Nothing is written when the image has all that already and was
+    /// used within the last hour.
     ImageRow add_image(const NewImage& image);
     std::vector<ImageRow> images();      ///< In order of their first import; without the removed.
     std::vector<ImageRow> all_images();  ///< With them.
@@ -111,7 +116,10 @@ public:
     void set_name(const ImageName& name, std::int64_t image);
     void remove_name(const ImageName& name);
     void remove_image(std::int64_t image);  ///< Row and names; layers and tree stay for gc.
-    void hide_image(std::int64_t image);    ///< Names go, the row stays as removed.
+    void hide_image(std::int64_t image);    ///< Names and pin go, the row stays as removed.
+    void set_pinned(std::int64_t image, bool is_pinned);
+    /// Makes it the one that was used last. Costs nothing when it was so within the last minute. not_found.
+    void record_use(std::int64_t image, std::int64_t unix_seconds);
 
     /// All in one transaction. Images first, so that nothing names what goes.
     struct Victims {

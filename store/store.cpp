@@ -11,12 +11,15 @@
 #include "store/usage.h"
 #include "store/verify.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/random.h>
-#include <system_error>
 
 #include <array>
 #include <cerrno>
+#include <ctime>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 // The facade: each call resolves what it is given to rows and hands on. Opening is also recovery, the same whether the
@@ -68,11 +71,16 @@ public:
     ImageSummary commit(const CommitRequest& request, ByteSource& layer_tar, std::stop_token stop) override {
         return summary_of(commit_image(core_, request, layer_tar, stop));
     }
-    void save(const SaveRequest& request, std::stop_token stop) override { save_image(core_, request, stop); }
+    void save(const SaveRequest& request, std::stop_token stop) override {
+        save_image(core_, request, stop);
+        record_use(request.image);
+    }
 
     std::vector<ImageSummary> images() override { return summaries(core_.index->images()); }
     ImageDetails inspect(const std::string& image) override;
     void tag(const std::string& image, const ImageName& name) override;
+    void record_use(const std::string& image) override;
+    void set_pinned(const std::string& image, bool is_pinned) override;
     void remove_image(const std::string& image, bool force) override;
 
     std::vector<ListedName> list(const std::string& image, const std::string& path) override;
@@ -157,6 +165,21 @@ void StoreImpl::tag(const std::string& image, const ImageName& name) {
         [&](const Leases::Held&, auto&&) { core_.index->set_name(name, find_image(core_, image).row.id); });
 }
 
+void StoreImpl::set_pinned(const std::string& image, bool is_pinned) {
+    // Under the leases' lock, because gc decides under it which images it takes away.
+    core_.leases.with_all([&](const Leases::Held&, auto&&) {
+        core_.index->set_pinned(find_image(core_, image).row.id, is_pinned);
+    });
+}
+
+/// What was asked for is done already: that it cannot be written down, on a full disk, must not undo it.
+void StoreImpl::record_use(const std::string& image) {
+    try {
+        core_.index->record_use(find_image(core_, image).row.id, std::time(nullptr));
+    } catch (const Error&) {  // Then a limit takes it for less used than it is.
+    }
+}
+
 std::vector<KeptMount> StoreImpl::mounts_of(const ImageRow& image) const {
     std::vector<KeptMount> mounts = kept_mounts(core_);
     const std::string config = image.config.digest.text();
@@ -168,6 +191,9 @@ void StoreImpl::remove_image(const std::string& image, bool force) {
     const std::lock_guard mounting(core_.mounting);
     const FoundImage found = find_image(core_, image);
     if (found.by_name && found.row.names.size() > 1 && !force) return core_.index->remove_name(*found.by_name);
+    if (found.row.is_pinned && !force) {
+        throw Error(Errc::busy, "image " + display_name(found.row) + ": is pinned: unpin it first, or force");
+    }
     const std::vector<KeptMount> mounts = mounts_of(found.row);
     if (mounts.empty()) return core_.index->remove_image(found.row.id);
     if (!force) {
@@ -249,6 +275,7 @@ std::string StoreImpl::create_mount(const std::string& image, const std::string&
         std::filesystem::remove_all(folder, ignored);
         throw;
     }
+    record_use(image);
     return id;
 }
 
@@ -257,6 +284,10 @@ void StoreImpl::discard_mount(const std::string& id) {
     const std::string folder = core_.paths.mount(id);
     if (!is_mount_id(id) || !exists(folder))
         throw Error(Errc::not_found, "mount " + store::quoted(id) + ": there is none");
+    const UniqueFd lock(::open((folder + "/lock").c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    if (lock && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+        throw Error(Errc::busy, "mount " + id + ": its server runs: unmount it first");
+    }
     remove_file(folder + "/base");  // First: what is left after a crash is no mount any more.
     sync_folder(folder);
     remove_tree(folder);

@@ -26,6 +26,8 @@ struct ImageSummary {
     oci::Platform platform;
     std::string created;           ///< RFC 3339, from the config.
     std::int64_t imported_at = 0;  ///< Unix seconds.
+    std::int64_t used_at = 0;      ///< Of the last import, mount or save.
+    bool is_pinned = false;
     std::uint64_t logical_bytes = 0;
     std::uint64_t inode_count = 0;
 };
@@ -124,9 +126,14 @@ public:
     virtual ImageDetails inspect(
         const std::string& image) = 0;  ///< not_found; malformed when a digest prefix is ambiguous.
     virtual void tag(const std::string& image, const ImageName& name) = 0;
+    /// For a limit that evicts: this image was used now. Does nothing when there is none, or no room to write it down.
+    virtual void record_use(const std::string& image) = 0;
+    /// An image that is pinned stays, with or without a name, until the pin is taken away: gc does not collect it, no
+    /// limit evicts it, and it is removed by force only.
+    virtual void set_pinned(const std::string& image, bool is_pinned) = 0;
     /// Takes a name away, or all of an image's when named by digest (or `force` with several). The image goes when its
-    /// last name does. busy when a mount (mounts/*/base) uses the image and not `force`: then the image goes, its
-    /// content stays until the mount is discarded.
+    /// last name does. busy when it is pinned or a mount (mounts/*/base) uses it and not `force`: then the image goes, and
+    /// for a mount its content stays until that is discarded.
     virtual void remove_image(const std::string& image, bool force) = 0;
 
     virtual std::vector<ListedName> list(const std::string& image, const std::string& path) = 0;
@@ -138,7 +145,8 @@ public:
 
     /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.
     virtual std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) = 0;
-    /// Removes a mount's folder with all its changes. The caller knows that it does not run.
+    /// Removes a mount's folder with all its changes. busy when a server runs on it: what a running mount needs is kept
+    /// by its base, so that must not go before.
     virtual void discard_mount(const std::string& id) = 0;
 };
 

@@ -131,6 +131,40 @@ TEST_CASE("an image that lost its name goes with gc, one that never had one stay
     CHECK(test::problems_of(*opened) == "");
 }
 
+TEST_CASE("a pinned image stays without a name until it is unpinned", "[store][gc][pin]") {
+    const test::TempDir folder;
+    auto opened = Store::open(folder / "s");
+    import_both(*opened, folder.path());
+    opened->set_pinned("old:1", true);
+    CHECK_THAT(test::error_of([&] { opened->remove_image("old:1", false); }), ContainsSubstring("busy: "));
+    CHECK_THAT(test::error_of([&] { opened->set_pinned("none:1", true); }), ContainsSubstring("not_found: "));
+    const std::string id = opened->inspect("old:1").summary.config.digest.text();
+    opened->tag("kept:1", ImageName::parse("old:1"));  // Takes its only name.
+    opened.reset();
+    opened = Store::open(folder / "s");
+    CHECK(opened->gc(false, {}).layers_removed == 0);
+    CHECK(opened->inspect(id).summary.is_pinned);
+    CHECK(test::has_files(*opened, id, kOld));
+    opened->set_pinned(id, false);
+    CHECK(opened->gc(false, {}).layers_removed == 1);
+    CHECK_THAT(test::error_of([&] { opened->inspect(id); }), ContainsSubstring("not_found: "));
+    CHECK(test::problems_of(*opened) == "");
+}
+
+TEST_CASE("a name of a pinned image can go while another is left, and force removes the image with its pin",
+          "[store][pin]") {
+    const test::TempDir folder;
+    const auto opened = Store::open(folder / "s");
+    import_both(*opened, folder.path());
+    opened->tag("old:1", ImageName::parse("second:1"));
+    opened->set_pinned("old:1", true);
+    opened->remove_image("old:1", false);
+    CHECK(opened->inspect("second:1").summary.is_pinned);
+    opened->remove_image("second:1", true);
+    CHECK(opened->images().size() == 1);
+    CHECK(opened->gc(false, {}).layers_removed == 1);
+}
+
 TEST_CASE("gc that cannot tell what is needed removes nothing", "[store][gc][bad]") {
     const test::TempDir folder;
     const auto opened = Store::open(folder / "s");

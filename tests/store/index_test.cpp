@@ -5,6 +5,8 @@
 #include "store/file_ops.h"
 #include "store/sqlite.h"
 #include "support/catch.h"
+#include "support/golden.h"
+#include "support/oci_archive.h"
 #include "support/temp_dir.h"
 
 #include <set>
@@ -213,6 +215,58 @@ TEST_CASE("an image whose layer is missing is refused whole", "[store][index]") 
     CHECK_THROWS_AS(index->add_image(named(image_of("{}", {layer_of("a")}), "x")), store::Error);
     CHECK(index->all_images().empty());
     CHECK(index->trees().empty());
+}
+
+TEST_CASE("an index of version 1 is brought up to date, once, and keeps what it holds", "[store][index]") {
+    const test::TempDir folder;
+    const auto sql = store::read_file(test::golden_path("index_1.sql"), 1 << 20);
+    store::Database::open(folder / "index").execute(test::text_of(sql).c_str());
+    SECTION("in one step") {}
+    SECTION("after a first try that failed") {
+        const FailAtStep fault("sql commit");
+        CHECK_THROWS_AS(store::Index::open(folder / "index"), store::Error);
+    }
+    for (int round = 0; round < 2; ++round) {
+        const auto index = store::Index::open(folder / "index");
+        CHECK(index->packs() == std::vector<store::PackRow>{{.number = 1, .file_bytes = 1000, .raw_bytes = 2000}});
+        CHECK(index->allocate_pack() == 2U + static_cast<unsigned>(round));
+        const auto images = index->images();
+        REQUIRE(images.size() == 2);
+        CHECK(images[0].used_at == 1700000000);
+        CHECK(images[0].use_order < images[1].use_order);
+        CHECK(!images[0].is_pinned);
+        CHECK(index->check().empty());
+    }
+    const auto index = store::Index::open(folder / "index");
+    index->record_use(1, 1700000001);
+    CHECK(index->images()[0].use_order > index->images()[1].use_order);
+}
+
+TEST_CASE("who was used last is known whatever the clock says", "[store][index]") {
+    const test::TempDir folder;
+    const auto index = store::Index::open(folder / "index");
+    add_layer(*index, "a");
+    add_layer(*index, "b");
+    const auto first = index->add_image(named(image_of("{1}", {layer_of("a")}), "first"));
+    const auto second = index->add_image(named(image_of("{2}", {layer_of("b")}), "second"));
+    const auto order = [&](std::int64_t id) {
+        for (const auto& image : index->images()) {
+            if (image.id == id) return image.use_order;
+        }
+        return std::int64_t{-1};
+    };
+    CHECK(order(first.id) < order(second.id));
+    index->record_use(first.id, 1000);  // Long before the import.
+    CHECK(order(first.id) > order(second.id));
+    CHECK(index->images()[0].used_at == 1000);
+    index->record_use(first.id, 1059);  // The same use, told again.
+    CHECK(index->images()[0].used_at == 1000);
+    index->record_use(first.id, 1060);
+    CHECK(index->images()[0].used_at == 1060);
+    index->record_use(second.id, 500);
+    CHECK(order(second.id) > order(first.id));
+    CHECK(code_of([&] { index->record_use(77, 1); }) == Errc::not_found);
+    CHECK(code_of([&] { index->set_pinned(77, true); }) == Errc::not_found);
 }
 
 TEST_CASE("an index of another version is refused with what to do", "[store][index]") {

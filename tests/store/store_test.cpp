@@ -9,6 +9,7 @@
 #include "support/temp_dir.h"
 #include "support/test_store.h"
 
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -229,6 +230,21 @@ TEST_CASE("an image that a mount uses is busy; by force it goes and the mount ke
         CHECK_THAT(test::error_of([&] { opened->discard_mount(bad); }), ContainsSubstring("not_found: "));
     }
     CHECK(store::exists(folder / "s/packs"));
+}
+
+TEST_CASE("a mount whose server runs is not discarded", "[store][mount]") {
+    const test::TempDir folder;
+    const auto opened = Store::open(folder / "s");
+    test::import_from(*opened, two_images(folder / "layout"));
+    const std::string id = opened->create_mount("work:1", "/mnt/app", false);
+    {
+        const store::File lock = store::File::create(folder / "s/mounts/" + id + "/lock");
+        REQUIRE(::flock(lock.fd(), LOCK_EX) == 0);
+        CHECK_THAT(test::error_of([&] { opened->discard_mount(id); }), ContainsSubstring("busy: "));
+        CHECK(store::exists(folder / "s/mounts/" + id + "/base"));
+    }
+    opened->discard_mount(id);
+    CHECK(!store::exists(folder / "s/mounts/" + id));
 }
 
 TEST_CASE("a mount of a removed image can still be committed", "[store][mount]") {
