@@ -215,13 +215,16 @@ BOOST_DESCRIBE_STRUCT(Usage, (),
 struct GcResult {
     bool dry_run = false;
     std::uint64_t freed_bytes = 0;
+    std::uint64_t images_removed = 0;  ///< That had neither name nor pin.
     std::uint64_t packs_removed = 0;
     std::uint64_t packs_rewritten = 0;
     std::uint64_t layers_removed = 0;
     std::uint64_t trees_removed = 0;
+    std::uint64_t packs_waiting = 0;  ///< Partly dead, and the disk has no room to write what is needed anew.
 };
 BOOST_DESCRIBE_STRUCT(GcResult, (),
-                      (dry_run, freed_bytes, packs_removed, packs_rewritten, layers_removed, trees_removed))
+                      (dry_run, freed_bytes, images_removed, packs_removed, packs_rewritten, layers_removed,
+                       trees_removed, packs_waiting))
 
 struct VerifyResult {
     std::uint64_t chunks_checked = 0;

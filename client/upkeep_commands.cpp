@@ -28,9 +28,12 @@ void run_gc(const Globals& globals, bool is_dry_run) {
     const json::value result = run_with_progress(globals, api::path::kGc, api::to_text(api::GcRequest{is_dry_run}));
     if (globals.json) return print_json(result);
     const auto report = api::parse_reply<api::GcResult>(result);
-    print_text(fmt::format("{} {}: {} packs, {} layers, {} trees; {} packs rewritten\n",
-                           report.dry_run ? "would free" : "freed", human_bytes(report.freed_bytes),
+    print_text(fmt::format("{} {} ({} bytes): {} packs, {} layers, {} trees; {} packs rewritten\n",
+                           report.dry_run ? "would free" : "freed", human_bytes(report.freed_bytes), report.freed_bytes,
                            report.packs_removed, report.layers_removed, report.trees_removed, report.packs_rewritten));
+    if (report.packs_waiting == 0) return;
+    print_text(fmt::format("{} packs are partly dead, but the disk has no room to write what is needed of them anew\n",
+                           report.packs_waiting));
 }
 
 void run_verify(const Globals& globals, bool checks_data) {

@@ -245,10 +245,16 @@ struct Handlers::Endpoint {
 
     static void gc(const Call& call) {
         const auto request = api::parse_request<api::GcRequest>(call.request.body);
-        if (!request.dry_run) call.self.mounts_.prune();
-        const store::GcReport report = call.self.store_.gc(request.dry_run, call.stop);
-        call.result(api::GcResult{report.is_dry_run, report.freed_bytes, report.packs_removed, report.packs_rewritten,
-                                  report.layers_removed, report.trees_removed});
+        const store::GcReport report = call.self.store_.gc(
+            {.is_dry_run = request.dry_run, .idle_mounts = call.self.mounts_.idle()}, call.stop);
+        call.result(api::GcResult{.dry_run = report.is_dry_run,
+                                  .freed_bytes = report.freed_bytes,
+                                  .images_removed = report.images_removed,
+                                  .packs_removed = report.packs_removed,
+                                  .packs_rewritten = report.packs_rewritten,
+                                  .layers_removed = report.layers_removed,
+                                  .trees_removed = report.trees_removed,
+                                  .packs_waiting = report.packs_waiting});
     }
 
     static void verify(const Call& call) {

@@ -291,15 +291,21 @@ store::ImageSummary Mounts::commit(const api::CommitRequest& request, const stor
     return store_.commit(commit, program, stop);
 }
 
-void Mounts::prune() {
+std::vector<std::string> Mounts::idle() const {
+    std::vector<std::string> ids;
     const std::time_t now = std::time(nullptr);
     for (const api::Mount& mount : described()) {
         struct stat st {};
         const bool is_known = ::stat((mount.folder + "/base").c_str(), &st) == 0;
         const bool is_kept = mount.running || !mount.read_only || keeps_changes(mount.folder);
         if (is_kept || !is_known || now - st.st_mtime < kPruneAgeSeconds) continue;
-        store_.discard_mount(mount.id);
+        ids.push_back(mount.id);
     }
+    return ids;
+}
+
+void Mounts::prune() {
+    for (const std::string& id : idle()) store_.discard_mount(id);
 }
 
 }  // namespace lamina::daemon

@@ -29,8 +29,9 @@ public:
                  std::stop_token stop) const;
     store::ImageSummary commit(const api::CommitRequest& request, const store::ProgressFunction& progress,
                                std::stop_token stop);
-    /// Read-only mounts that no longer run keep nothing: their folders go. At start and with gc.
-    void prune();
+    /// Ids of read-only mounts that no longer run: they keep nothing, so their folders may go, at start and with gc.
+    std::vector<std::string> idle() const;
+    void prune();  ///< Discards these.
 
 private:
     std::string folder(const std::string& id) const;

@@ -110,42 +110,17 @@ std::vector<format::Entry> sorted_entries(std::span<const NewChunk> chunks) {
     return entries;
 }
 
-/// Reads several sorted runs as one; of equal chunks that of the last run comes out, the others never.
-class MergedRuns {
-public:
-    void add_segment(const IndexSegment& segment) {
-        if (segment.entry_count() > 0)
-            add_entries({&segment.entry(0), static_cast<std::size_t>(segment.entry_count())});
-    }
-    void add_entries(std::span<const format::Entry> entries) {
-        if (!entries.empty()) runs_.push_back(entries);
-        most_ += entries.size();
-    }
-    std::uint64_t most_entries() const noexcept { return most_; }
-
-    const format::Entry* next() {
-        const format::Entry* least = nullptr;
-        for (const auto& run : runs_) {
-            if (!run.empty() && (!least || !is_before(*least, run.front()))) least = &run.front();
-        }
-        if (!least) return nullptr;
-        for (auto& run : runs_) {
-            if (!run.empty() && is_same_chunk(run.front(), *least)) run = run.subspan(1);
-        }
-        return least;
-    }
-
-private:
-    std::vector<std::span<const format::Entry>> runs_;
-    std::uint64_t most_ = 0;
-};
-
 }  // namespace
+
+bool IndexSnapshot::covers(std::uint32_t pack) const {
+    return std::binary_search(covered.begin(), covered.end(), pack);
+}
 
 std::optional<ChunkPlace> IndexSnapshot::find(const ChunkId& chunk) const {
     for (const auto& segment : segments) segment->prefetch(chunk);
     for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
-        if (auto place = (*segment)->find(chunk)) return place;
+        const auto place = (*segment)->find(chunk);
+        if (place && covers(place->pack)) return place;
     }
     return std::nullopt;
 }
@@ -153,7 +128,8 @@ std::optional<ChunkPlace> IndexSnapshot::find(const ChunkId& chunk) const {
 std::vector<ChunkPlace> IndexSnapshot::find_all(const ChunkId& chunk) const {
     std::vector<ChunkPlace> places;
     for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
-        if (const auto place = (*segment)->find(chunk)) places.push_back(*place);
+        const auto place = (*segment)->find(chunk);
+        if (place && covers(place->pack)) places.push_back(*place);
     }
     return places;
 }
@@ -163,6 +139,57 @@ struct ChunkIndex::NextList {
     List list;
     std::vector<std::shared_ptr<const IndexSegment>> kept;
 };
+
+/// Reads several sorted runs as one, the oldest first. Of equal chunks that of the last run comes out, the others
+/// never; what lies in a pack that does not count is left out.
+class ChunkIndex::Merge {
+public:
+    explicit Merge(std::vector<std::uint32_t> covered) : covered_(std::move(covered)) {}
+    void add_segment(const IndexSegment& segment) {
+        if (segment.entry_count() > 0)
+            add_entries({&segment.entry(0), static_cast<std::size_t>(segment.entry_count())});
+    }
+    void add_entries(std::span<const format::Entry> entries) {
+        if (!entries.empty()) runs_.push_back(entries);
+    }
+    std::uint64_t count() const {
+        Merge counted = *this;
+        std::uint64_t count = 0;
+        while (counted.next()) ++count;
+        return count;
+    }
+
+    const format::Entry* next() {
+        while (true) {
+            const format::Entry* least = nullptr;
+            for (const auto& run : runs_) {
+                if (!run.empty() && (!least || is_before(run.front(), *least))) least = &run.front();
+            }
+            if (!least) return nullptr;
+            const format::Entry* newest = nullptr;
+            for (auto& run : runs_) {
+                if (run.empty() || !is_same_chunk(run.front(), *least)) continue;
+                if (std::binary_search(covered_.begin(), covered_.end(), format::decode(run.front()).pack)) {
+                    newest = &run.front();
+                }
+                run = run.subspan(1);
+            }
+            if (newest) return newest;
+        }
+    }
+
+private:
+    std::vector<std::uint32_t> covered_;
+    std::vector<std::span<const format::Entry>> runs_;
+};
+
+std::uint64_t ChunkIndex::compact_bytes(std::uint64_t pack_count, std::uint64_t entry_count) {
+    const std::uint64_t list_bytes =
+        sizeof(format::ListHeader) + pack_count * sizeof(format::PackRow) + sizeof(std::uint64_t);
+    if (pack_count == 0) return list_bytes;
+    return list_bytes + sizeof(format::SegmentRow) +
+           format::entries_offset(format::fan_out_bits_for(entry_count)) + entry_count * sizeof(format::Entry);
+}
 
 ChunkIndex::ChunkIndex(std::string packs_folder)
     : packs_folder_(std::move(packs_folder)), list_path_(packs_folder_ + "/chunks.list"), snapshot_(load(nullptr)) {}
@@ -211,6 +238,7 @@ std::shared_ptr<const IndexSnapshot> ChunkIndex::load(const std::shared_ptr<cons
                 snapshot->generation = before->generation;
                 snapshot->segments = before->segments;
                 snapshot->packs = before->packs;
+                snapshot->covered = before->covered;
             }
             return snapshot;
         }
@@ -232,7 +260,9 @@ std::shared_ptr<const IndexSnapshot> ChunkIndex::load(const std::shared_ptr<cons
         // Something missing or odd: if the list was replaced meanwhile, that is why.
         if (!snapshot->problems.empty() && left > 1 && identity_at(list_path_) != snapshot->identity) continue;
         for (const format::PackRow& row : list.packs) {
-            if (positions[row.segment]) snapshot->packs.emplace(row.pack, *positions[row.segment]);
+            if (!positions[row.segment]) continue;
+            snapshot->packs.emplace(row.pack, *positions[row.segment]);
+            snapshot->covered.push_back(row.pack);
         }
         return snapshot;
     }
@@ -246,41 +276,73 @@ std::uint64_t ChunkIndex::next_generation(const IndexSnapshot& now) const {
     return last + 1;
 }
 
-void ChunkIndex::add(std::uint32_t pack, std::span<const NewChunk> chunks) {
+/// Writes what `merge` gives as the newest segment.
+void ChunkIndex::append_segment(NextList& next, Merge& merge) const {
+    IndexSegmentWriter writer(segment_path(packs_folder_, next.list.generation), next.list.generation, merge.count());
+    while (const format::Entry* const entry = merge.next()) writer.add(*entry);
+    next.list.segments.push_back({next.list.generation, writer.finish()});
+}
+
+void ChunkIndex::update(const std::optional<AddedPack>& added, std::span<const std::uint32_t> removed) {
     const std::lock_guard writing(write_mutex_);
     const auto now = refresh(snapshot());
-    if (now->packs.contains(pack)) return;
-    const std::vector<format::Entry> entries = sorted_entries(chunks);
-    std::size_t kept = now->segments.size();
-    MergedRuns runs;
-    std::uint64_t merged_count = entries.size();
-    while (kept > 0 &&
-           (kept >= kMostSegments || merged_count * kTierFactor >= now->segments[kept - 1]->entry_count())) {
-        try {
-            now->segments[kept - 1]->check_entries();
-        } catch (const Error& error) {  // Not to be copied into a new one; it serves on as far as it can.
-            if (error.code() != Errc::corrupt || kept + 1 >= format::kMaxSegments) throw;
-            break;
-        }
-        merged_count += now->segments[--kept]->entry_count();
-    }
-    for (std::size_t i = kept; i < now->segments.size(); ++i) runs.add_segment(*now->segments[i]);
-    runs.add_entries(entries);
+    std::map<std::uint32_t, std::shared_ptr<const IndexSegment>> covered;  // null: the new segment.
+    std::vector<std::uint32_t> covered_numbers;
+    for (const auto& [pack, segment] : now->packs) covered.emplace(pack, now->segments[segment]);
+    for (const std::uint32_t pack : removed) covered.erase(pack);
+    const bool is_new = added && !now->packs.contains(added->pack);
+    if (!is_new && covered.size() == now->packs.size()) return;
+    if (is_new) covered.emplace(added->pack, nullptr);
+    for (const auto& [pack, segment] : covered) covered_numbers.push_back(pack);
 
     NextList next;
     next.list.generation = next_generation(*now);
-    next.kept.assign(now->segments.begin(), now->segments.begin() + static_cast<std::ptrdiff_t>(kept));
-    for (const auto& segment : next.kept) next.list.segments.push_back({segment->number(), segment->head_checksum()});
-    const auto newest = static_cast<std::uint32_t>(kept);
-    auto covered = now->packs;
-    covered[pack] = newest;
-    for (const auto& [number, segment] : covered) {
-        next.list.packs.push_back({number, std::min(static_cast<std::uint32_t>(segment), newest)});
+    for (const auto& segment : now->segments) {  // One of which nothing counts any more goes.
+        const auto is_used = [&](const auto& pair) { return pair.second == segment; };
+        if (std::any_of(covered.begin(), covered.end(), is_used)) next.kept.push_back(segment);
     }
-    IndexSegmentWriter writer(segment_path(packs_folder_, next.list.generation), next.list.generation,
-                              runs.most_entries());
-    while (const format::Entry* const entry = runs.next()) writer.add(*entry);
-    next.list.segments.push_back({next.list.generation, writer.finish()});
+    const std::vector<format::Entry> entries = sorted_entries(is_new ? added->chunks : std::span<const NewChunk>());
+    std::vector<std::shared_ptr<const IndexSegment>> merged;
+    std::uint64_t merged_count = entries.size();
+    while (is_new && !next.kept.empty() &&
+           (next.kept.size() >= kMostSegments || merged_count * kTierFactor >= next.kept.back()->entry_count())) {
+        try {
+            next.kept.back()->check_entries();
+        } catch (const Error& error) {  // Not to be copied into a new one; it serves on as far as it can.
+            if (error.code() != Errc::corrupt || next.kept.size() + 1 >= format::kMaxSegments) throw;
+            break;
+        }
+        merged_count += next.kept.back()->entry_count();
+        merged.push_back(next.kept.back());
+        next.kept.pop_back();
+    }
+    const auto position_of = [&](const std::shared_ptr<const IndexSegment>& segment) {
+        const auto found = std::find(next.kept.begin(), next.kept.end(), segment);  // Not kept: it is in the new one.
+        return static_cast<std::uint32_t>(found - next.kept.begin());
+    };
+    for (const auto& [pack, segment] : covered) next.list.packs.push_back({pack, position_of(segment)});
+    for (const auto& segment : next.kept) next.list.segments.push_back({segment->number(), segment->head_checksum()});
+    if (is_new) {
+        Merge merge(covered_numbers);
+        for (auto segment = merged.rbegin(); segment != merged.rend(); ++segment) merge.add_segment(**segment);
+        merge.add_entries(entries);
+        append_segment(next, merge);
+    }
+    publish(next);
+}
+
+void ChunkIndex::compact() {
+    const std::lock_guard writing(write_mutex_);
+    const auto now = refresh(snapshot());
+    NextList next;
+    next.list.generation = next_generation(*now);
+    Merge merge(now->covered);
+    for (const auto& segment : now->segments) {
+        segment->check_entries();
+        merge.add_segment(*segment);
+    }
+    for (const std::uint32_t pack : now->covered) next.list.packs.push_back({pack, 0});
+    if (!now->covered.empty()) append_segment(next, merge);
     publish(next);
 }
 

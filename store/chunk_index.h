@@ -32,8 +32,11 @@ struct IndexSnapshot {
     std::uint64_t generation = 0;
     std::vector<std::shared_ptr<const IndexSegment>> segments;  ///< Oldest first.
     std::map<std::uint32_t, std::size_t> packs;                 ///< To the position in `segments` that covers it.
+    std::vector<std::uint32_t> covered;                         ///< The same packs, sorted: for look-ups.
     std::vector<std::string> problems;
 
+    /// An entry counts only while the list names its pack: what gc took away stays in the segments for a while.
+    bool covers(std::uint32_t pack) const;
     /// The newest segment that has the chunk tells its place.
     std::optional<ChunkPlace> find(const ChunkId& chunk) const;
     /// All places of the chunk, newest first: a chunk may lie in several packs.
@@ -45,23 +48,37 @@ struct IndexSnapshot {
 /// that happens keeps what it has.
 class ChunkIndex {
 public:
+    /// Of the index's files when it is compact.
+    static std::uint64_t compact_bytes(std::uint64_t pack_count, std::uint64_t entry_count);
+
     explicit ChunkIndex(std::string packs_folder);
 
     std::shared_ptr<const IndexSnapshot> snapshot() const;
     /// What is published now: `seen` itself when that is still so. Costs a stat() then.
     std::shared_ptr<const IndexSnapshot> refresh(const std::shared_ptr<const IndexSnapshot>& seen);
 
+    struct AddedPack {
+        std::uint32_t pack = 0;
+        std::span<const NewChunk> chunks;
+    };
     /// Publishes a segment with these chunks of `pack`, merged with younger ones where there are many. A pack that is
     /// covered already changes nothing.
-    void add(std::uint32_t pack, std::span<const NewChunk> chunks);
+    void add(std::uint32_t pack, std::span<const NewChunk> chunks) { update(AddedPack{pack, chunks}, {}); }
+    /// What add() does, and in the same step forgets packs, which costs nothing but a new list: their entries do not
+    /// count any more, and go when their segment is merged.
+    void update(const std::optional<AddedPack>& added, std::span<const std::uint32_t> removed);
+    /// Publishes one segment that has only what counts. Throws corrupt when a segment is damaged.
+    void compact();
     /// Publishes one segment with exactly these chunks, which cover `packs`; of equal ones the highest pack wins.
     void replace(std::vector<std::uint32_t> packs, std::span<const NewChunk> chunks);
 
 private:
     struct NextList;
+    class Merge;
 
     std::shared_ptr<const IndexSnapshot> load(const std::shared_ptr<const IndexSnapshot>& before) const;
     std::uint64_t next_generation(const IndexSnapshot& now) const;
+    void append_segment(NextList& next, Merge& merge) const;
     void publish(const NextList& next);
     void remove_strays(const NextList& next) const;
 

@@ -55,6 +55,13 @@ public:
 
     void add_segment(const FinishedPack& pack) override { index_.add(pack.number, pack.chunks); }
 
+    void replace_packs(const FinishedPack* added, const std::vector<std::uint32_t>& removed) override {
+        std::optional<ChunkIndex::AddedPack> pack;
+        if (added) pack = {added->number, added->chunks};
+        index_.update(pack, removed);
+    }
+    void compact() override { index_.compact(); }
+
     void rebuild(const std::vector<std::uint32_t>& packs) override {
         std::vector<NewChunk> chunks;
         for (const std::uint32_t pack : packs) {
@@ -95,22 +102,29 @@ private:
         std::copy_n(bytes.begin() + offset_bytes, out.size(), out.begin());
     }
 
-    /// After `tried` failed: every other place that the index names now. Throws what the last one threw.
+    /// After `tried` failed: every other place that the index names now, and as long as there is a newer index that of
+    /// that: packs may be moved again while this looks. Throws what the last place threw.
     void read_elsewhere(const ChunkId& chunk, const ChunkPlace& tried, std::uint32_t offset_bytes,
                         std::span<std::byte> out) {
-        std::vector<ChunkPlace> places = index_.refresh(index_.snapshot())->find_all(chunk);
-        const auto is_tried = [&](const ChunkPlace& place) {
-            return place.pack == tried.pack && place.frame_offset_bytes == tried.frame_offset_bytes;
-        };
-        std::stable_partition(places.begin(), places.end(), [&](const auto& place) { return !is_tried(place); });
-        if (places.empty()) throw Error(Errc::not_found, "chunk " + chunk.digest.hex() + ": not stored");
-        for (std::size_t i = 0;; ++i) {
-            try {
-                return copy(chunk, places[i], offset_bytes, out);
-            } catch (const Error& error) {  // The next place may do.
-                if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
-                if (i + 1 == places.size()) throw;
+        for (auto seen = index_.refresh(index_.snapshot());;) {
+            std::optional<Error> failure;
+            std::vector<ChunkPlace> places = seen->find_all(chunk);
+            std::stable_partition(places.begin(), places.end(), [&](const ChunkPlace& place) {
+                return place.pack != tried.pack || place.frame_offset_bytes != tried.frame_offset_bytes;
+            });
+            for (const ChunkPlace& place : places) {
+                try {
+                    return copy(chunk, place, offset_bytes, out);
+                } catch (const Error& error) {  // The next place may do.
+                    if (error.code() != Errc::not_found && error.code() != Errc::corrupt) throw;
+                    failure = error;
+                }
             }
+            const auto now = index_.refresh(seen);
+            if (now == seen) {
+                throw failure.value_or(Error(Errc::not_found, "chunk " + chunk.digest.hex() + ": not stored"));
+            }
+            seen = now;
         }
     }
 

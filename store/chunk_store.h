@@ -31,6 +31,7 @@ struct FinishedPack {
     std::uint64_t file_bytes = 0;
     std::uint64_t raw_bytes = 0;  ///< Of the chunks in it, uncompressed.
     std::vector<NewChunk> chunks;
+    std::uint64_t dense_bytes = 0;  ///< Of raw_bytes: in frames that tell a level.
 };
 
 /// <root>/packs: pack files and the chunk index over them. Readers of any process open it; only the daemon adds.
@@ -47,6 +48,11 @@ public:
 
     /// Publishes a segment that names the chunks of `pack`; call after the index transaction that names the pack.
     virtual void add_segment(const FinishedPack& pack) = 0;
+    /// Publishes an index that names the chunks of `added` too (when there is one) and none of `removed`: after the index
+    /// transaction that says the same, and before the files of `removed` go.
+    virtual void replace_packs(const FinishedPack* added, const std::vector<std::uint32_t>& removed) = 0;
+    /// Drops from the index's files what counts no more. Changes no answer.
+    virtual void compact() = 0;
     /// Makes the index hold exactly the chunks of `packs`, read from their footers, or frame headers where a footer is
     /// damaged. Replaces the list in one rename. Used at start when the list does not name exactly the committed
     /// packs, and by gc.

@@ -4,16 +4,13 @@
 
 #include <system_error>
 
-#include <zstd.h>
-
 #include <algorithm>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <new>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -21,80 +18,11 @@
 
 namespace lamina::store {
 
-namespace format = pack_format;
-
-namespace {
-
-struct FreeContext {
-    void operator()(ZSTD_CCtx* context) const noexcept { ZSTD_freeCCtx(context); }
-};
-using Compressor = std::unique_ptr<ZSTD_CCtx, FreeContext>;
-
-/// Level 3 as used at import. zstd's own takes the first match that it finds ("dfast"); to look two steps further
-/// ("lazy"), with tables that fit the second-level cache, makes packs of real images 4.9% smaller for 0.9 times more
-/// CPU in compression; zstd's level 6 costs 1.6 times more for 4.3%.
-constexpr std::pair<ZSTD_cParameter, int> kImportParameters[] = {
-    {ZSTD_c_chainLog, 17}, {ZSTD_c_hashLog, 17},     {ZSTD_c_searchLog, 2},
-    {ZSTD_c_minMatch, 4},  {ZSTD_c_targetLength, 4}, {ZSTD_c_strategy, ZSTD_lazy},
-};
-
-Compressor make_compressor(int level) {
-    Compressor compressor(ZSTD_createCCtx());
-    if (!compressor) throw std::bad_alloc();
-    const auto set = [&](ZSTD_cParameter parameter, int value) {
-        const std::size_t result = ZSTD_CCtx_setParameter(compressor.get(), parameter, value);
-        if (ZSTD_isError(result)) throw Error(Errc::internal, std::string("zstd: ") + ZSTD_getErrorName(result));
-    };
-    set(ZSTD_c_compressionLevel, level);
-    set(ZSTD_c_windowLog, format::kWindowLog);
-    if (level == kImportLevel) {
-        for (const auto& [parameter, value] : kImportParameters) set(parameter, value);
-    }
-    set(ZSTD_c_contentSizeFlag, 1);
-    set(ZSTD_c_checksumFlag, 0);  // The frame's own checksum covers header, table and payload.
-    set(ZSTD_c_dictIDFlag, 0);
-    return compressor;
-}
-
-/// Writes all of a frame's bytes into job.packed; stored as it is when zstd does not make it smaller.
-void pack(FrameJob& job, ZSTD_CCtx* compressor) {
-    const std::size_t payload_from = sizeof(format::FrameHeader) + job.rows.size() * sizeof(format::ChunkRow);
-    job.packed.resize(payload_from + ZSTD_compressBound(job.raw.size()));
-    std::byte* const payload = job.packed.data() + payload_from;
-    std::size_t size_bytes =
-        ZSTD_compress2(compressor, payload, job.packed.size() - payload_from, job.raw.data(), job.raw.size());
-    if (ZSTD_isError(size_bytes)) throw Error(Errc::internal, std::string("zstd: ") + ZSTD_getErrorName(size_bytes));
-    format::Codec codec = format::Codec::zstd;
-    if (size_bytes >= job.raw.size()) {
-        codec = format::Codec::stored;
-        size_bytes = job.raw.size();
-        std::copy(job.raw.begin(), job.raw.end(), payload);
-    }
-    job.packed.resize(payload_from + size_bytes);
-    format::FrameHeader header{.magic = format::kFrameMagic,
-                               .frame_size_bytes = static_cast<std::uint32_t>(job.packed.size()),
-                               .checksum = 0,
-                               .raw_size_bytes = static_cast<std::uint32_t>(job.raw.size()),
-                               .chunk_count = static_cast<std::uint16_t>(job.rows.size()),
-                               .codec = codec,
-                               .zero = 0};
-    std::memcpy(job.packed.data(), &header, sizeof header);
-    std::memcpy(job.packed.data() + sizeof header, job.rows.data(), job.rows.size() * sizeof(format::ChunkRow));
-    header.checksum = format::frame_checksum(job.packed);
-    std::memcpy(job.packed.data(), &header, sizeof header);
-}
-
-}  // namespace
-
-void FrameJob::clear() {
-    raw.clear();
-    rows.clear();
-    packed.clear();
-}
-
 class CompressionPool::Impl {
 public:
-    Impl(unsigned thread_count, int level) : thread_count_(thread_count), level_(level) {}
+    Impl(unsigned thread_count, int level) : thread_count_(thread_count), level_(level) {
+        running_.reserve(thread_count);  // A worker must not fail to say what it does.
+    }
     ~Impl() {
         {
             const std::lock_guard lock(mutex_);
@@ -134,7 +62,7 @@ private:
     }
 
     void work() noexcept {
-        Compressor compressor;
+        std::optional<FrameCompressor> compressor;
         std::unique_lock lock(mutex_);
         while (true) {
             changed_.wait(lock, [&] { return is_stopping_ || !waiting_.empty(); });
@@ -145,8 +73,8 @@ private:
             lock.unlock();
             std::exception_ptr failure;
             try {
-                if (!compressor) compressor = make_compressor(level_);
-                pack(*work.job, compressor.get());
+                if (!compressor) compressor.emplace(level_);
+                compressor->pack(*work.job);
             } catch (...) {  // A worker's entry: the owner hands it to whoever waits for the frame.
                 failure = std::current_exception();
             }

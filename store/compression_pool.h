@@ -1,24 +1,11 @@
 #pragma once
 
-#include "store/pack_format.h"
+#include "store/frame_compressor.h"
 
-#include <cstddef>
 #include <exception>
 #include <memory>
-#include <vector>
 
 namespace lamina::store {
-
-/// zstd's level at import, tuned (compression_pool.cpp).
-inline constexpr int kImportLevel = 3;
-
-/// One frame on its way into a pack: `raw` and `rows` are given, `packed` (all of the frame's bytes) is made.
-struct FrameJob {
-    std::vector<std::byte> raw;
-    std::vector<pack_format::ChunkRow> rows;
-    std::vector<std::byte> packed;
-    void clear();  ///< Keeps the memory.
-};
 
 /// Who gets frames back from the pool.
 class FrameOwner {

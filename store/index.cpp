@@ -23,8 +23,10 @@ namespace {
 constexpr std::int64_t kSchemaVersion = 2;
 constexpr std::int64_t kSameUseSeconds = 60;
 constexpr std::int64_t kSameImportSeconds = 3600;
-constexpr off_t kReservedBytes = 256 << 10;
-constexpr std::uint64_t kPlentyBytes = 64 << 20;
+constexpr off_t kReservedLogBytes = 256 << 10;
+constexpr off_t kReservedBytes = 64 << 10;
+constexpr std::uint64_t kPlentyBytes = 4 << 20;
+constexpr std::size_t kFewRows = 8;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -105,13 +107,13 @@ std::string log_of(const std::string& path) {
     return path + "-wal";
 }
 
-/// Sets blocks aside behind the log's end, without changing its size: so an image can be removed, and gc can run, on a
+/// Sets blocks aside behind the file's end, without changing its size: so an image can be removed, and gc can run, on a
 /// disk that is full to the last byte. Where the file system cannot, there is just no reserve.
-void reserve_blocks(const std::string& path) {
+void reserve_blocks(const std::string& path, off_t size_bytes) {
     const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
     struct stat st {};
     if (!fd || ::fstat(fd.get(), &st) != 0) return;
-    static_cast<void>(::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, st.st_size + kReservedBytes));
+    static_cast<void>(::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, st.st_size + size_bytes));
 }
 
 Database open_with_schema(const std::string& path, bool may_create) {
@@ -147,7 +149,8 @@ Database open_with_schema(const std::string& path, bool may_create) {
                                            ", this program knows " + std::to_string(kSchemaVersion) +
                                            ": use the program that wrote it, or another store");
     }
-    reserve_blocks(log_of(path));
+    reserve_blocks(path, kReservedBytes);
+    reserve_blocks(log_of(path), kReservedLogBytes);
     return database;
 }
 
@@ -155,7 +158,10 @@ Database open_with_schema(const std::string& path, bool may_create) {
 
 class Index::Impl {
 public:
+    bool has_plenty() const;
     void shorten_log();
+    template <class Work>
+    void transact(Work&& work);
 
     Impl(const std::string& path, bool may_create) : database_(open_with_schema(path, may_create)) {}
 
@@ -228,17 +234,41 @@ public:
                        " (SELECT value - 1 FROM counters WHERE name = 'next_use') WHERE id = ?1"};
 };
 
-/// Moves what the write-ahead log holds into the database: it would lie on disk twice. Where space is scarce the log
-/// stays, because it is the reserve. What was committed is so whether or not this works.
-void Index::Impl::shorten_log() {
+bool Index::Impl::has_plenty() const {
     struct statvfs disk {};
-    if (::statvfs(database_.path().c_str(), &disk) != 0) return;
-    if (std::uint64_t{disk.f_bavail} * disk.f_frsize < kPlentyBytes) return;
+    if (::statvfs(database_.path().c_str(), &disk) != 0) return false;
+    return std::uint64_t{disk.f_bavail} * disk.f_frsize >= kPlentyBytes;
+}
+
+/// Moves what the write-ahead log holds into the database: it would lie on disk twice. Where space is scarce the file
+/// stays as long as it is, because it is the reserve, and is written anew from its beginning. What was committed is so
+/// whether or not this works.
+void Index::Impl::shorten_log() {
     try {
-        database_.execute("PRAGMA wal_checkpoint(TRUNCATE)");
+        database_.execute(has_plenty() ? "PRAGMA wal_checkpoint(TRUNCATE)" : "PRAGMA wal_checkpoint(RESTART)");
     } catch (const Error&) {  // The next one may do better.
     }
-    reserve_blocks(log_of(database_.path()));
+    reserve_blocks(database_.path(), kReservedBytes);
+    reserve_blocks(log_of(database_.path()), kReservedLogBytes);
+}
+
+/// A transaction that makes room, or for which there must always be some: on a full disk it is tried again once the log
+/// can be written from its beginning.
+template <class Work>
+void Index::Impl::transact(Work&& work) {
+    const auto run = [&] {
+        Transaction transaction(database_);
+        work();
+        transaction.commit();
+    };
+    try {
+        run();
+    } catch (const Error& error) {
+        if (error.code() != Errc::no_space && error.code() != Errc::quota) throw;
+        shorten_log();
+        run();
+    }
+    shorten_log();
 }
 
 ImageRow Index::Impl::read_image(const Rows& rows) {
@@ -355,12 +385,18 @@ bool Index::has_pack(std::uint32_t number) {
     return impl_->has_pack_.run(number).next();
 }
 
+std::vector<std::uint32_t> Index::pack_numbers() {
+    std::vector<std::uint32_t> numbers;
+    for (const PackRow& pack : packs()) numbers.push_back(pack.number);
+    return numbers;
+}
+
 void Index::replace_packs(const std::vector<PackRow>& added, const std::vector<std::uint32_t>& removed) {
     const std::lock_guard lock(impl_->mutex_);
-    Transaction transaction(impl_->database_);
-    for (const PackRow& pack : added) impl_->add_pack(pack);
-    for (const std::uint32_t number : removed) impl_->remove_pack_.execute(number);
-    transaction.commit();
+    impl_->transact([&] {
+        for (const std::uint32_t number : removed) impl_->remove_pack_.execute(number);
+        for (const PackRow& pack : added) impl_->add_pack(pack);
+    });
 }
 
 namespace {
@@ -479,41 +515,37 @@ ImageDocuments Index::documents(std::int64_t image) {
 
 void Index::set_name(const ImageName& name, std::int64_t image) {
     const std::lock_guard lock(impl_->mutex_);
-    Transaction transaction(impl_->database_);
-    static_cast<void>(impl_->image(image));  // not_found, rather than a broken foreign key.
-    impl_->set_name_.execute(name.text(), image);
-    impl_->set_anonymous_.execute(image, 0);
-    transaction.commit();
+    impl_->transact([&] {
+        static_cast<void>(impl_->image(image));  // not_found, rather than a broken foreign key.
+        impl_->set_name_.execute(name.text(), image);
+        impl_->set_anonymous_.execute(image, 0);
+    });
 }
 
 void Index::remove_name(const ImageName& name) {
     const std::lock_guard lock(impl_->mutex_);
-    Transaction transaction(impl_->database_);
-    impl_->remove_name_.execute(name.text());
-    transaction.commit();
+    impl_->transact([&] { impl_->remove_name_.execute(name.text()); });
 }
 
 void Index::remove_image(std::int64_t image) {
     const std::lock_guard lock(impl_->mutex_);
-    Transaction transaction(impl_->database_);
-    impl_->remove_image_.execute(image);
-    transaction.commit();
+    impl_->transact([&] { impl_->remove_image_.execute(image); });
 }
 
 void Index::hide_image(std::int64_t image) {
     const std::lock_guard lock(impl_->mutex_);
-    Transaction transaction(impl_->database_);
-    impl_->remove_names_.execute(image);
-    impl_->hide_image_.execute(image);
-    transaction.commit();
+    impl_->transact([&] {
+        impl_->remove_names_.execute(image);
+        impl_->hide_image_.execute(image);
+    });
 }
 
 void Index::set_pinned(std::int64_t image, bool is_pinned) {
     const std::lock_guard lock(impl_->mutex_);
-    Transaction transaction(impl_->database_);
-    static_cast<void>(impl_->image(image));
-    impl_->set_pinned_.execute(image, is_pinned);
-    transaction.commit();
+    impl_->transact([&] {
+        static_cast<void>(impl_->image(image));
+        impl_->set_pinned_.execute(image, is_pinned);
+    });
 }
 
 void Index::record_use(std::int64_t image, std::int64_t unix_seconds) {
@@ -530,12 +562,45 @@ void Index::record_use(std::int64_t image, std::int64_t unix_seconds) {
 
 void Index::remove(const Victims& victims) {
     const std::lock_guard lock(impl_->mutex_);
-    Transaction transaction(impl_->database_);
-    for (const std::int64_t image : victims.images) impl_->remove_image_.execute(image);
-    for (const DiffId& layer : victims.layers) impl_->remove_layer_.execute(layer);
-    for (const TreeDigest& tree : victims.trees) impl_->remove_tree_.execute(tree);
-    for (const std::uint32_t pack : victims.packs) impl_->remove_pack_.execute(pack);
-    transaction.commit();
+    const auto remove_all = [&] {
+        for (const std::int64_t image : victims.images) impl_->remove_image_.execute(image);
+        for (const DiffId& layer : victims.layers) impl_->remove_layer_.execute(layer);
+        for (const TreeDigest& tree : victims.trees) impl_->remove_tree_.execute(tree);
+        for (const std::uint32_t pack : victims.packs) impl_->remove_pack_.execute(pack);
+    };
+    try {
+        return impl_->transact(remove_all);
+    } catch (const Error& error) {  // More than the log's reserve takes: then by and by, in the same order.
+        if (error.code() != Errc::no_space && error.code() != Errc::quota) throw;
+    }
+    const auto remove_some = [&](auto& statement, const auto& rows) {
+        for (std::size_t begin = 0; begin < rows.size(); begin += kFewRows) {
+            impl_->transact([&] {
+                const std::size_t end = std::min(rows.size(), begin + kFewRows);
+                for (std::size_t i = begin; i < end; ++i) statement.execute(rows[i]);
+            });
+        }
+    };
+    remove_some(impl_->remove_image_, victims.images);
+    remove_some(impl_->remove_layer_, victims.layers);
+    remove_some(impl_->remove_tree_, victims.trees);
+    remove_some(impl_->remove_pack_, victims.packs);
+}
+
+Index::FileBytes Index::file_bytes() {
+    const std::lock_guard lock(impl_->mutex_);
+    const std::string& path = impl_->database_.path();
+    FileBytes bytes{.now = file_size(path)};
+    if (exists(log_of(path))) bytes.now += file_size(log_of(path));
+    bytes.settled = bytes.now;
+    if (!impl_->has_plenty()) return bytes;
+    Statement statement(impl_->database_, "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size");
+    for (Rows rows = statement.run(); rows.next();) bytes.settled = rows.count(0);
+    return bytes;
+}
+
+void Index::shorten_log() {
+    const std::lock_guard lock(impl_->mutex_);
     impl_->shorten_log();
 }
 

@@ -89,6 +89,7 @@ public:
     std::vector<std::uint32_t> allocate_packs(std::uint32_t count);
     std::uint32_t allocate_pack() { return allocate_packs(1).front(); }
     std::vector<PackRow> packs();  ///< By number.
+    std::vector<std::uint32_t> pack_numbers();
     bool has_pack(std::uint32_t number);
     /// After a pack was rewritten.
     void replace_packs(const std::vector<PackRow>& added, const std::vector<std::uint32_t>& removed);
@@ -121,7 +122,7 @@ public:
     /// Makes it the one that was used last. Costs nothing when it was so within the last minute. not_found.
     void record_use(std::int64_t image, std::int64_t unix_seconds);
 
-    /// All in one transaction. Images first, so that nothing names what goes.
+    /// Images first, so that nothing names what goes. One transaction, or several where there is no room for one.
     struct Victims {
         std::vector<std::int64_t> images;
         std::vector<DiffId> layers;
@@ -129,6 +130,13 @@ public:
         std::vector<std::uint32_t> packs;
     };
     void remove(const Victims& victims);
+    /// Moves what the write-ahead log holds into the database, where the disk has plenty: it lies on disk twice.
+    void shorten_log();
+    struct FileBytes {
+        std::uint64_t now = 0;      ///< Of database and log.
+        std::uint64_t settled = 0;  ///< After shorten_log(), when nothing is added.
+    };
+    FileBytes file_bytes();
 
     std::vector<std::string> check();  ///< SQLite's integrity_check and foreign_key_check; empty when sound.
 

@@ -115,7 +115,7 @@ void IndexSegment::prefetch(const ChunkId& chunk) const {
     __builtin_prefetch(fan_out_ + bucket * sizeof(std::uint32_t));
 }
 
-std::optional<ChunkPlace> IndexSegment::find(const ChunkId& chunk) const {
+std::optional<std::uint64_t> IndexSegment::position_of(const ChunkId& chunk) const {
     const std::byte* const digest = chunk.digest.bytes().data();
     const std::uint64_t bucket = format::bucket_of(format::key_of(digest), header_.fan_out_bits);
     std::uint64_t low = fan_out(bucket);
@@ -125,7 +125,7 @@ std::optional<ChunkPlace> IndexSegment::find(const ChunkId& chunk) const {
         ensure_readable(entry_offset(middle), sizeof(format::Entry));
         const format::Entry& found = entry(middle);
         const int order = std::memcmp(found.digest.data(), digest, Digest::kSizeBytes);
-        if (order == 0) return format::decode(found);
+        if (order == 0) return middle;
         if (order < 0) {
             low = middle + 1;
         } else {
@@ -133,6 +133,12 @@ std::optional<ChunkPlace> IndexSegment::find(const ChunkId& chunk) const {
         }
     }
     return std::nullopt;
+}
+
+std::optional<ChunkPlace> IndexSegment::find(const ChunkId& chunk) const {
+    const auto position = position_of(chunk);
+    if (!position) return std::nullopt;
+    return format::decode(entry(*position));
 }
 
 void IndexSegment::check_entries() const {

@@ -26,6 +26,7 @@ public:
     static std::shared_ptr<const IndexSegment> over(std::span<const std::byte> bytes, std::uint64_t number);
 
     std::optional<ChunkPlace> find(const ChunkId& chunk) const;
+    std::optional<std::uint64_t> position_of(const ChunkId& chunk) const;  ///< Of its entry.
     void prefetch(const ChunkId& chunk) const;  ///< Before many find() of one chunk: lets their memory come at once.
     std::uint64_t number() const noexcept { return header_.number; }
     std::uint64_t entry_count() const noexcept { return header_.entry_count; }

@@ -2,6 +2,8 @@
 
 #include "store/error.h"
 
+#include <algorithm>
+
 namespace lamina::store {
 
 Leases::Lease Leases::take() {
@@ -64,6 +66,13 @@ void Leases::hide(const std::vector<std::uint32_t>& packs) {
 void Leases::show(const std::vector<std::uint32_t>& packs) {
     const std::lock_guard lock(mutex_);
     for (const std::uint32_t pack : packs) hidden_.erase(pack);
+}
+
+void Leases::follow(const std::vector<std::uint32_t>& packs, std::uint32_t successor) {
+    for (Held& held : held_) {
+        const auto is_held = [&](std::uint32_t pack) { return held.packs.contains(pack); };
+        if (std::any_of(packs.begin(), packs.end(), is_held)) held.packs.insert(successor);
+    }
 }
 
 Leases::Held Leases::all_held() const {

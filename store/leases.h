@@ -76,10 +76,27 @@ public:
         return function(all_held(), hide);
     }
     void hide(const std::vector<std::uint32_t>& packs);  ///< find() misses them from now on.
+    /// For gc, when `successor` has got what is needed of `packs`: calls `commit` with those of them that no lease keeps,
+    /// hidden from now on unless it returns false, while no lease can change. The leases that keep one of the others keep the successor too, for
+    /// the chunks that are found there from now on.
+    template <class Commit>
+    void retire(const std::vector<std::uint32_t>& packs, std::optional<std::uint32_t> successor, Commit&& commit) {
+        const std::lock_guard lock(mutex_);
+        const Held held = all_held();
+        std::vector<std::uint32_t> free;
+        for (const std::uint32_t pack : packs) {
+            if (!held.packs.contains(pack)) free.push_back(pack);
+        }
+        hidden_.insert(free.begin(), free.end());  // Stays so when `commit` throws: it may have happened.
+        if (successor) follow(packs, *successor);
+        if (commit(held, std::as_const(free))) return;
+        for (const std::uint32_t pack : free) hidden_.erase(pack);
+    }
     void show(const std::vector<std::uint32_t>& packs);  ///< Ends hiding.
 
 private:
     Held all_held() const;
+    void follow(const std::vector<std::uint32_t>& packs, std::uint32_t successor);
 
     std::mutex mutex_;  // Guards all below. Taken before the index's lock, never the other way.
     std::condition_variable_any claim_ended_;
@@ -94,6 +111,10 @@ public:
     LeasedChunks(ChunkStore& chunks, Leases::Lease& lease) : chunks_(chunks), lease_(lease) {}
     std::optional<ChunkPlace> find(const ChunkId& chunk) override { return lease_.find(chunks_, chunk); }
     void add_segment(const FinishedPack& pack) override { chunks_.add_segment(pack); }
+    void replace_packs(const FinishedPack* added, const std::vector<std::uint32_t>& removed) override {
+        chunks_.replace_packs(added, removed);
+    }
+    void compact() override { chunks_.compact(); }
     void rebuild(const std::vector<std::uint32_t>& packs) override { chunks_.rebuild(packs); }
     std::vector<std::uint32_t> indexed_packs() override { return chunks_.indexed_packs(); }
     std::uint64_t chunk_count() override { return chunks_.chunk_count(); }

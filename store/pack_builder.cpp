@@ -1,8 +1,7 @@
 #include "store/pack_builder.h"
 
-#include "store/checksum.h"
 #include "store/error.h"
-#include "store/file.h"
+#include "store/pack_file.h"
 #include "store/pack_format.h"
 
 #include <algorithm>
@@ -39,8 +38,8 @@ public:
         if ((ids_.size() + 1) * 2 > slots_.size()) grow();
         std::uint32_t& slot = slots_[slot_of(id)];
         if (slot != kEmpty) return false;
-        slot = static_cast<std::uint32_t>(ids_.size());
         ids_.push_back(id);
+        slot = static_cast<std::uint32_t>(ids_.size() - 1);
         return true;
     }
 
@@ -73,18 +72,16 @@ public:
 class PackBuilder::Impl : public FrameOwner {
 public:
     Impl(const Options& options, CompressionPool& pool)
-        : options_(options),
-          staging_path_(options.staging_folder + "/pack-" + std::to_string(options.pack_number) + ".tmp"),
-          final_path_(pack_path(options.packs_folder, options.pack_number)),
+        : number_(options.pack_number),
           pool_(pool),
-          most_in_flight_(std::min<std::size_t>(2 * pool.thread_count() + 2, kMaxFramesInFlight)) {}
-
-    ~Impl() override {
-        pool_.forget(*this);
-        if (!is_created_ || is_finished_) return;
-        remove_quietly(staging_path_);
-        if (is_publishing_) remove_quietly(final_path_);
+          most_in_flight_(std::min<std::size_t>(2 * pool.thread_count() + 2, kMaxFramesInFlight)),
+          file_({.packs_folder = options.packs_folder,
+                 .staging_folder = options.staging_folder,
+                 .pack_number = options.pack_number}) {
+        spare_.reserve(most_in_flight_);
     }
+
+    ~Impl() override { pool_.forget(*this); }
 
     Lane& add_lane() {
         const std::lock_guard lock(mutex_);
@@ -125,7 +122,7 @@ public:
         const std::lock_guard lock(mutex_);
         return known_.size();
     }
-    std::uint32_t number() const noexcept { return options_.pack_number; }
+    std::uint32_t number() const noexcept { return number_; }
 
     std::optional<FinishedPack> finish() {
         close();
@@ -134,13 +131,7 @@ public:
             changed_.wait(lock, [&] { return failure_ || (in_flight_.empty() && !is_appending_); });
             if (failure_) std::rethrow_exception(failure_);
         }
-        if (!chunks_.empty()) {  // All frames are appended: the file is this thread's.
-            write_footer();
-            publish();
-        }
-        is_finished_ = true;
-        if (chunks_.empty()) return std::nullopt;
-        return FinishedPack{options_.pack_number, file_.size_bytes(), raw_bytes_, std::move(chunks_)};
+        return file_.finish();  // All frames are appended: the file is this thread's.
     }
 
     void frame_done(FrameJob& job, std::exception_ptr failure) noexcept override;
@@ -158,22 +149,8 @@ private:
         if (!failure_) failure_ = std::move(failure);
         changed_.notify_all();
     }
-    void append_frame(FrameJob& job);
-    void create_file();
-    void write_footer();
-    void publish();
 
-    static void remove_quietly(const std::string& path) {
-        try {
-            remove_file(path);
-        } catch (const Error&) {
-            // A destructor cannot report it; what stays in staging goes when the store is opened next.
-        }
-    }
-
-    const Options options_;
-    const std::string staging_path_;
-    const std::string final_path_;
+    const std::uint32_t number_;
     CompressionPool& pool_;
     const std::size_t most_in_flight_;
 
@@ -188,12 +165,7 @@ private:
     bool is_closed_ = false;
     bool is_appending_ = false;  ///< A thread has what follows to itself; in the end finish() has.
 
-    File file_;
-    bool is_created_ = false;
-    bool is_publishing_ = false;
-    bool is_finished_ = false;
-    std::vector<NewChunk> chunks_;  ///< Of the appended frames.
-    std::uint32_t frame_count_ = 0;
+    PackFile file_;
 };
 
 void PackBuilder::Impl::append_chunk(Lane& lane, const ChunkId& id, std::span<const std::byte> data) {
@@ -237,9 +209,15 @@ void PackBuilder::Impl::close() {
         is_closed_ = true;
         for (Lane& lane : lanes_) lanes.push_back(&lane);  // One that comes later takes nothing.
     }
-    for (Lane* const lane : lanes) {
-        const std::lock_guard adding(lane->mutex);
-        send_frame(*lane);
+    try {
+        for (Lane* const lane : lanes) {
+            const std::lock_guard adding(lane->mutex);
+            send_frame(*lane);
+        }
+    } catch (...) {  // Threads that wait for their turn would wait for ever.
+        const std::lock_guard lock(mutex_);
+        fail(std::current_exception());
+        throw;
     }
 }
 
@@ -253,7 +231,8 @@ void PackBuilder::Impl::frame_done(FrameJob& job, std::exception_ptr failure) no
         FrameJob& front = *in_flight_.front().job;
         lock.unlock();
         try {
-            append_frame(front);
+            file_.append(front.packed);
+            front.clear();
         } catch (...) {  // A worker's entry: add() and finish() throw it.
             failure = std::current_exception();
         }
@@ -261,80 +240,13 @@ void PackBuilder::Impl::frame_done(FrameJob& job, std::exception_ptr failure) no
         if (failure) {
             fail(std::move(failure));
         } else {
-            spare_.push_back(std::move(in_flight_.front().job));
+            if (spare_.size() < spare_.capacity()) spare_.push_back(std::move(in_flight_.front().job));
             in_flight_.pop_front();
         }
         changed_.notify_all();
     }
     is_appending_ = false;
     changed_.notify_all();
-}
-
-void PackBuilder::Impl::append_frame(FrameJob& job) {
-    if (!is_created_) create_file();
-    ChunkPlace place{.pack = options_.pack_number,
-                     .frame_offset_bytes = file_.size_bytes(),
-                     .frame_size_bytes = static_cast<std::uint32_t>(job.packed.size())};
-    if (place.frame_offset_bytes + job.packed.size() > format::kMaxPackBytes) {
-        throw Error(Errc::unsupported, "pack beyond 1 TiB");
-    }
-    file_.append(job.packed);
-    for (const format::ChunkRow& row : job.rows) {
-        place.size_bytes = row.size_bytes;
-        chunks_.push_back({ChunkId{Digest::from_bytes(row.digest)}, place});
-        place.offset_in_frame_bytes += row.size_bytes;
-    }
-    ++frame_count_;
-    job.clear();
-}
-
-void PackBuilder::Impl::create_file() {
-    file_ = File::create(staging_path_);
-    is_created_ = true;
-    format::PackHeader header{format::kPackMagic, format::kVersion, options_.pack_number, 0};
-    header.checksum = format::header_checksum(header);
-    file_.append(format::bytes_of(header));
-}
-
-void PackBuilder::Impl::write_footer() {
-    constexpr std::size_t kPieceBytes = 1024 * 1024;
-    Checksum checksum;
-    std::vector<std::byte> piece;
-    const auto put = [&](std::span<const std::byte> bytes) { piece.insert(piece.end(), bytes.begin(), bytes.end()); };
-    const auto flush = [&] {
-        checksum.update(piece);
-        file_.append(piece);
-        piece.clear();
-    };
-    format::PackTrailer trailer{.footer_offset_bytes = file_.size_bytes(),
-                                .frame_count = frame_count_,
-                                .chunk_count = static_cast<std::uint32_t>(chunks_.size()),
-                                .raw_bytes = raw_bytes_,
-                                .checksum = 0,
-                                .magic = format::kTrailerMagic};
-    for (std::size_t from = 0; from < chunks_.size();) {
-        const ChunkPlace& first = chunks_[from].place;
-        std::size_t to = from;
-        while (to < chunks_.size() && chunks_[to].place.frame_offset_bytes == first.frame_offset_bytes) ++to;
-        put(format::bytes_of(format::FooterFrame{first.frame_size_bytes, static_cast<std::uint32_t>(to - from)}));
-        for (; from < to; ++from) {
-            put(chunks_[from].id.digest.bytes());
-            put(format::bytes_of(chunks_[from].place.size_bytes));
-        }
-        if (piece.size() >= kPieceBytes) flush();
-    }
-    put(format::bytes_of(trailer).first(format::kTrailerCheckedBytes));
-    checksum.update(piece);
-    trailer.checksum = checksum.value();
-    put(format::bytes_of(trailer).subspan(format::kTrailerCheckedBytes));
-    file_.append(piece);
-}
-
-void PackBuilder::Impl::publish() {
-    // A number that was used before would replace a pack that others rely on.
-    if (exists(final_path_)) throw Error(Errc::already_exists, final_path_ + ": already exists");
-    is_publishing_ = true;
-    file_.publish(final_path_);
 }
 
 PackBuilder::PackBuilder(const Options& options, CompressionPool& pool)

@@ -20,12 +20,14 @@ static_assert(std::endian::native == std::endian::little, "the structs below are
 inline constexpr std::uint64_t kPackMagic = 0x314B4341504D4C89;     // 89 "LMPACK1"
 inline constexpr std::uint64_t kTrailerMagic = 0x31444E45504D4C89;  // 89 "LMPEND1"
 inline constexpr std::uint32_t kFrameMagic = 0x4D52464C;            // "LFRM"
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 1;       ///< No frame tells its level.
+inline constexpr std::uint32_t kLevelVersion = 2;  ///< Frames may tell their level.
 
 inline constexpr std::uint32_t kMaxFrameRawBytes = kMaxChunkBytes;
 inline constexpr std::uint32_t kMaxFrameChunks = 4096;
 inline constexpr std::uint64_t kMaxPackBytes = std::uint64_t{1} << 40;
 inline constexpr int kWindowLog = 18;  ///< zstd: 256 KiB, a whole frame.
+inline constexpr std::uint8_t kMaxLevel = 22;
 
 struct PackHeader {
     std::uint64_t magic;
@@ -44,7 +46,7 @@ struct FrameHeader {
     std::uint32_t raw_size_bytes;    ///< Of the payload when unpacked; the sum of the table's sizes.
     std::uint16_t chunk_count;
     Codec codec;
-    std::uint8_t zero;
+    std::uint8_t level;  ///< zstd's, of a frame that upkeep has compressed; 0: as at import.
 };
 static_assert(sizeof(FrameHeader) == 24);
 

@@ -67,11 +67,12 @@ FrameTable parse_frame_table(std::span<const std::byte> frame) {
     if (frame.size() < sizeof(format::FrameHeader)) corrupt("frame ends early");
     const auto header = format::load<format::FrameHeader>(frame, 0);
     if (header.magic != format::kFrameMagic) corrupt("no frame here");
-    if (header.zero != 0 || header.codec > format::Codec::zstd) corrupt("unknown kind of frame");
+    if (header.level > format::kMaxLevel || header.codec > format::Codec::zstd) corrupt("unknown kind of frame");
     const std::uint64_t least = sizeof(format::FrameHeader) + header.chunk_count * sizeof(format::ChunkRow) + 1;
     if (header.frame_size_bytes < least || header.frame_size_bytes > format::kMaxFrameBytes) corrupt("bad frame size");
     FrameTable table;
     table.frame_size_bytes = header.frame_size_bytes;
+    table.level = header.level;
     table.raw_size_bytes = parse_rows(frame.subspan(sizeof header), header.chunk_count, table.chunks);
     if (table.raw_size_bytes != header.raw_size_bytes) corrupt("chunk sizes do not add up");
     return table;
@@ -176,17 +177,25 @@ std::size_t PackFiles::open_count() {
     return open_.size();
 }
 
-std::shared_ptr<const Frame> PackFiles::read_frame(const ChunkPlace& place) {
+void PackFiles::read_packed(const ChunkPlace& place, std::span<std::byte> out) {
     const std::shared_ptr<const UniqueFd> fd = open(place.pack);
+    try {
+        read_exact(fd->get(), place.frame_offset_bytes, out, pack_path(packs_folder_, place.pack));
+    } catch (const Error& error) {  // Which frame it is is known here only.
+        throw with_context(error, frame_name(place.pack, place.frame_offset_bytes));
+    }
+}
+
+std::shared_ptr<const Frame> PackFiles::read_frame(const ChunkPlace& place) {
     if (place.frame_size_bytes > format::kMaxFrameBytes) {
         corrupt(frame_name(place.pack, place.frame_offset_bytes) + ": bad frame size");
     }
     const auto bytes = std::make_unique_for_overwrite<std::byte[]>(place.frame_size_bytes);
     const std::span<std::byte> frame(bytes.get(), place.frame_size_bytes);
+    read_packed(place, frame);
     try {
-        read_exact(fd->get(), place.frame_offset_bytes, frame, pack_path(packs_folder_, place.pack));
         return parse_frame(frame);
-    } catch (const Error& error) {  // Which frame it is is known here only.
+    } catch (const Error& error) {  // As above.
         throw with_context(error, frame_name(place.pack, place.frame_offset_bytes));
     }
 }

@@ -23,6 +23,7 @@ std::shared_ptr<const Frame> parse_frame(std::span<const std::byte> frame);
 struct FrameTable {
     std::uint32_t frame_size_bytes = 0;
     std::uint32_t raw_size_bytes = 0;
+    std::uint8_t level = 0;  ///< Of parse_frame_table() only: a footer does not tell.
     std::vector<Frame::Chunk> chunks;
 };
 /// `frame` begins with header and table and may end anywhere after them. Does not check the checksum. Throws corrupt.
@@ -50,6 +51,8 @@ public:
     explicit PackFiles(std::string packs_folder, std::size_t limit = kDefaultLimit);
     /// Reads, checks and unpacks a frame. Throws not_found when there is no such pack, corrupt with the frame's name.
     std::shared_ptr<const Frame> read_frame(const ChunkPlace& place);
+    /// The frame's bytes as they lie in the pack, unchecked; `out` is as large as the frame.
+    void read_packed(const ChunkPlace& place, std::span<std::byte> out);
     std::size_t open_count();
 
 private:

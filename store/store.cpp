@@ -6,6 +6,7 @@
 #include "store/image_paths.h"
 #include "store/importer.h"
 #include "store/printable.h"
+#include "store/reserve.h"
 #include "store/store_core.h"
 #include "store/store_folder.h"
 #include "store/usage.h"
@@ -61,6 +62,7 @@ public:
         core_.chunks = ChunkStore::open(core_.paths.packs(), kCacheBytes);
         recover_chunk_index();
         remove_strays(core_);
+        keep_reserve(core_.paths);
     }
 
     const std::string& root() const override { return core_.paths.root; }
@@ -87,7 +89,8 @@ public:
     void read_file(const std::string& image, const std::string& path, ByteSink& out) override;
 
     DiskUsage disk_usage() override { return measure_usage(core_); }
-    GcReport gc(bool is_dry_run, std::stop_token stop) override { return collect(core_, is_dry_run, stop); }
+    using Store::gc;
+    GcReport gc(const GcRequest& request, std::stop_token stop) override;
     VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) override {
         return verify_store(core_, check_data, progress, stop);
     }
@@ -116,15 +119,9 @@ private:
 
 void StoreImpl::recover_chunk_index() {
     try {
-        return agree_chunk_index(core_);
+        return agree_chunk_index_somehow(core_);
     } catch (const Error& error) {
-        const bool is_full = error.code() == Errc::no_space || error.code() == Errc::quota;
-        const bool is_damaged = error.code() == Errc::corrupt || error.code() == Errc::not_found;
-        if (!is_full && !is_damaged) throw;
-        if (is_full) {  // What no row names makes room.
-            remove_strays(core_);
-            return agree_chunk_index(core_);
-        }
+        if (error.code() != Errc::corrupt && error.code() != Errc::not_found) throw;
     }
     // A committed pack is damaged beyond its frame headers: what is whole must stay usable; verify tells more.
     core_.chunks->rebuild(readable_packs());
@@ -195,13 +192,20 @@ void StoreImpl::remove_image(const std::string& image, bool force) {
         throw Error(Errc::busy, "image " + display_name(found.row) + ": is pinned: unpin it first, or force");
     }
     const std::vector<KeptMount> mounts = mounts_of(found.row);
-    if (mounts.empty()) return core_.index->remove_image(found.row.id);
-    if (!force) {
+    const auto remove = [&] {
+        mounts.empty() ? core_.index->remove_image(found.row.id) : core_.index->hide_image(found.row.id);
+    };
+    if (!mounts.empty() && !force) {
         throw Error(Errc::busy, "image " + display_name(found.row) + ": mount " + mounts.front().id + " at " +
                                     store::quoted(mounts.front().base.mountpoint) +
                                     " needs it: discard the mount first, or force");
     }
-    core_.index->hide_image(found.row.id);
+    try {
+        remove();
+    } catch (const Error& error) {
+        if (error.code() != Errc::no_space || !give_up_reserve(core_.paths)) throw;
+        remove();
+    }
 }
 
 std::vector<ListedName> StoreImpl::list(const std::string& image, const std::string& path) {
@@ -252,6 +256,22 @@ void StoreImpl::read_file(const std::string& image, const std::string& path, Byt
         out.write(std::span(buffer).first(got));
         offset_bytes += got;
     }
+}
+
+GcReport StoreImpl::gc(const GcRequest& request, std::stop_token stop) {
+    std::uint64_t mount_bytes = 0;
+    for (const std::string& id : request.idle_mounts) {
+        const std::uint64_t bytes = bytes_below(core_.paths.mount(id));
+        try {
+            if (!request.is_dry_run) discard_mount(id);
+            mount_bytes += bytes;
+        } catch (const Error& error) {  // Mounted again just now, or gone.
+            if (error.code() != Errc::busy && error.code() != Errc::not_found) throw;
+        }
+    }
+    GcReport report = collect(core_, request, stop);
+    report.freed_bytes += mount_bytes;
+    return report;
 }
 
 std::string StoreImpl::create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) {

@@ -13,6 +13,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lamina::store {
@@ -86,13 +87,20 @@ struct DiskUsage {
     std::vector<Image> images;
 };
 
+struct GcRequest {
+    bool is_dry_run = false;
+    std::vector<std::string> idle_mounts;  ///< Ids of mounts that are discarded first, if they do not run.
+};
+
 struct GcReport {
     bool is_dry_run = false;
-    std::uint64_t freed_bytes = 0;
+    std::uint64_t freed_bytes = 0;  ///< By st_size of all files below the root.
+    std::uint64_t images_removed = 0;
     std::uint64_t packs_removed = 0;
     std::uint64_t packs_rewritten = 0;
     std::uint64_t layers_removed = 0;
     std::uint64_t trees_removed = 0;
+    std::uint64_t packs_waiting = 0;  ///< Partly dead, and no room on the disk to write what is needed anew.
 };
 
 struct VerifyReport {
@@ -140,7 +148,12 @@ public:
     virtual void read_file(const std::string& image, const std::string& path, ByteSink& out) = 0;
 
     virtual DiskUsage disk_usage() = 0;
-    virtual GcReport gc(bool is_dry_run, std::stop_token stop) = 0;
+    /// Removes what no name, pin, mount or running job reaches. A dry run removes nothing, and tells to the byte what would
+    /// be freed when nothing else happens meanwhile.
+    virtual GcReport gc(const GcRequest& request, std::stop_token stop) = 0;
+    GcReport gc(bool is_dry_run, std::stop_token stop) {
+        return gc(GcRequest{.is_dry_run = is_dry_run, .idle_mounts = {}}, std::move(stop));
+    }
     virtual VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) = 0;
 
     /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.

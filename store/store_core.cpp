@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <optional>
+#include <set>
 #include <string_view>
 
 namespace lamina::store {
@@ -24,54 +26,65 @@ std::optional<Digest> digest_of_name(std::string_view name, std::string_view suf
     }
 }
 
-std::uint64_t remove_counted(const std::string& path) {
+std::uint64_t bytes_of_file(const std::string& path) {
     struct stat st {};
-    if (::lstat(path.c_str(), &st) != 0) return 0;
+    return ::lstat(path.c_str(), &st) == 0 ? static_cast<std::uint64_t>(st.st_size) : 0;
+}
+
+/// A mount may have it open for as long as it runs, and would keep its blocks.
+void remove_pack_file(const std::string& path) {
+    try {
+        File::open_append(path).truncate(0);
+    } catch (const Error& error) {
+        if (error.code() != Errc::not_found) throw;
+    }
     remove_file(path);
-    return static_cast<std::uint64_t>(st.st_size);
 }
 
 // Each file is looked at and removed under the leases' lock: a job keeps a thing before it publishes the file, and
 // commits the row before its lease ends, so a file that is neither kept nor named then belongs to nobody.
-template <class IsNamed>
-std::uint64_t remove_unless(StoreCore& core, const std::string& path, IsNamed&& is_named) {
-    return core.leases.with_all(
-        [&](const Leases::Held& held, auto&&) -> std::uint64_t { return is_named(held) ? 0 : remove_counted(path); });
-}
-
-std::uint64_t remove_stray_packs(StoreCore& core) {
-    std::uint64_t freed_bytes = 0;
-    for (const std::string& name : list_folder(core.paths.packs())) {
-        const auto number = pack_number_of(name);
-        if (!number) continue;
-        freed_bytes += remove_unless(core, core.paths.packs() + "/" + name, [&](const Leases::Held& held) {
-            return held.packs.contains(*number) || core.index->has_pack(*number);
-        });
+class Strays {
+public:
+    Strays(StoreCore& core, bool is_dry_run) : core_(core), is_dry_run_(is_dry_run) {
+        for (const std::uint32_t pack : core.chunks->indexed_packs()) listed_.insert(pack);
     }
-    return freed_bytes;
-}
 
-std::uint64_t remove_stray_layers(StoreCore& core) {
-    std::uint64_t freed_bytes = 0;
-    for (const std::string& name : list_folder(core.paths.layers())) {
-        const auto digest = digest_of_name(name, kRecipeSuffix);
-        freed_bytes += remove_unless(core, core.paths.layers() + "/" + name, [&](const Leases::Held& held) {
-            return digest && (held.layers.contains({*digest}) || core.index->find_layer({*digest}));
+    std::uint64_t take() {
+        take_from(core_.paths.packs(), [&](const std::string& name, const Leases::Held& held) {
+            const auto number = pack_number_of(name);
+            return !number || held.packs.contains(*number) || listed_.contains(*number) ||
+                   core_.index->has_pack(*number);
         });
+        take_from(core_.paths.layers(), [&](const std::string& name, const Leases::Held& held) {
+            const auto digest = digest_of_name(name, kRecipeSuffix);
+            return digest && (held.layers.contains({*digest}) || core_.index->find_layer({*digest}));
+        });
+        take_from(core_.paths.trees(), [&](const std::string& name, const Leases::Held& held) {
+            const auto digest = digest_of_name(name, kTreeSuffix);
+            return digest && (held.trees.contains({*digest}) || core_.index->has_tree({*digest}));
+        });
+        return bytes_;
     }
-    return freed_bytes;
-}
 
-std::uint64_t remove_stray_trees(StoreCore& core) {
-    std::uint64_t freed_bytes = 0;
-    for (const std::string& name : list_folder(core.paths.trees())) {
-        const auto digest = digest_of_name(name, kTreeSuffix);
-        freed_bytes += remove_unless(core, core.paths.trees() + "/" + name, [&](const Leases::Held& held) {
-            return digest && (held.trees.contains({*digest}) || core.index->has_tree({*digest}));
-        });
+private:
+    template <class IsKept>
+    void take_from(const std::string& folder, IsKept&& is_kept) {
+        for (const std::string& name : list_folder(folder)) {
+            const std::string path = folder + "/" + name;
+            core_.leases.with_all([&](const Leases::Held& held, auto&&) {
+                if (is_kept(name, held)) return;
+                bytes_ += bytes_of_file(path);
+                if (is_dry_run_) return;
+                pack_number_of(name) ? remove_pack_file(path) : remove_file(path);
+            });
+        }
     }
-    return freed_bytes;
-}
+
+    StoreCore& core_;
+    const bool is_dry_run_;
+    std::set<std::uint32_t> listed_;
+    std::uint64_t bytes_ = 0;
+};
 
 }  // namespace
 
@@ -98,13 +111,52 @@ JobFolder::~JobFolder() {
 
 void agree_chunk_index(StoreCore& core) {
     const std::lock_guard publishing(core.publishing);
-    std::vector<std::uint32_t> committed;
-    for (const PackRow& pack : core.index->packs()) committed.push_back(pack.number);
+    const std::vector<std::uint32_t> committed = core.index->pack_numbers();
     if (core.chunks->indexed_packs() != committed) core.chunks->rebuild(committed);
 }
 
+void agree_chunk_index_somehow(StoreCore& core) {
+    try {
+        return agree_chunk_index(core);
+    } catch (const Error& error) {
+        if (error.code() != Errc::no_space && error.code() != Errc::quota) throw;
+    }
+    {
+        const std::lock_guard publishing(core.publishing);
+        const std::vector<std::uint32_t> committed = core.index->pack_numbers();
+        const std::vector<std::uint32_t> listed = core.chunks->indexed_packs();
+        std::vector<std::uint32_t> missing;
+        std::vector<std::uint32_t> gone;
+        std::ranges::set_difference(committed, listed, std::back_inserter(missing));
+        std::ranges::set_difference(listed, committed, std::back_inserter(gone));
+        for (const std::uint32_t number : missing) {
+            const FinishedPack pack{.number = number, .chunks = read_pack_table(core.paths.packs(), number)};
+            core.chunks->replace_packs(&pack, {});
+        }
+        core.chunks->replace_packs(nullptr, gone);
+    }
+    remove_strays(core);
+}
+
+std::uint64_t remove_dead_packs(StoreCore& core, const std::vector<std::uint32_t>& packs) {
+    std::uint64_t bytes = 0;
+    for (const std::uint32_t number : packs) {
+        const std::string path = pack_path(core.paths.packs(), number);
+        core.leases.with_all([&](const Leases::Held& held, auto&&) {
+            if (held.packs.contains(number) || core.index->has_pack(number)) return;
+            bytes += bytes_of_file(path);
+            remove_pack_file(path);
+        });
+    }
+    return bytes;
+}
+
 std::uint64_t remove_strays(StoreCore& core) {
-    return remove_stray_packs(core) + remove_stray_layers(core) + remove_stray_trees(core);
+    return Strays(core, false).take();
+}
+
+std::uint64_t stray_bytes(StoreCore& core) {
+    return Strays(core, true).take();
 }
 
 std::vector<KeptMount> kept_mounts(const StoreCore& core) {

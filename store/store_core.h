@@ -68,9 +68,17 @@ private:
 /// Rebuilds the chunk index when it does not cover exactly the committed packs: after a crash, or a job that failed
 /// between its index transaction and its segment.
 void agree_chunk_index(StoreCore& core);
+/// The same on a disk that may be full: where there is no room for a new index, the old one is patched, and what no row
+/// names goes.
+void agree_chunk_index_somehow(StoreCore& core);
 
-/// Removes pack, recipe and tree files that no committed row names and no lease keeps. Returns their bytes.
+/// Removes pack, recipe and tree files that no committed row names, no lease keeps, and, for packs, the published chunk
+/// index does not name: readers may still be sent there. Returns their bytes. The space of a
+/// pack is free at once, also when a reader has it open: he finds it cut, and looks elsewhere (chunk_store.h).
 std::uint64_t remove_strays(StoreCore& core);
+std::uint64_t stray_bytes(StoreCore& core);  ///< What remove_strays() would return.
+/// Removes files of packs that have no row, and of which nobody needs a chunk, before the chunk index says so.
+std::uint64_t remove_dead_packs(StoreCore& core, const std::vector<std::uint32_t>& packs);
 
 /// The bases of mounts/*: what is mounted, or was and has kept its changes. Throws corrupt, naming it, when one cannot
 /// be read: nobody then knows what it needs.

@@ -12,8 +12,6 @@
 
 namespace lamina::store {
 
-namespace {
-
 std::uint64_t bytes_below(const std::string& path) {
     struct stat st {};
     if (::lstat(path.c_str(), &st) != 0) return 0;  // Gone since it was listed.
@@ -22,6 +20,8 @@ std::uint64_t bytes_below(const std::string& path) {
     for (const std::string& name : list_folder(path)) bytes += bytes_below(path + "/" + name);
     return bytes;
 }
+
+namespace {
 
 void measure_files(const StoreCore& core, DiskUsage& usage) {
     const StorePaths& paths = core.paths;
@@ -105,7 +105,8 @@ void measure_images(StoreCore& core, const std::vector<ImageRow>& images, DiskUs
 DiskUsage measure_usage(StoreCore& core) {
     DiskUsage usage;
     for (const LayerRow& layer : core.index->layers()) usage.tar_bytes += layer.tar_bytes;
-    usage.reclaimable_bytes = collect(core, true, {}).freed_bytes;
+    core.index->shorten_log();  // Else what the next transaction frees by itself would be gc's.
+    usage.reclaimable_bytes = collect(core, {.is_dry_run = true, .idle_mounts = {}}, {}).freed_bytes;
     const std::lock_guard collecting(core.collecting);  // No file that is looked at below goes meanwhile.
     measure_images(core, core.index->images(), usage);
     measure_files(core, usage);

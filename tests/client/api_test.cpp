@@ -50,8 +50,9 @@ TEST_CASE("messages look as the golden text says", "[client][api]") {
           R"({"kind":"A","path":"/etc/new \"file\"","type":"file"})");
     CHECK(api::to_text(api::Failure{"not_found", "no image \"x\""}) ==
           R"({"code":"not_found","message":"no image \"x\""})");
-    CHECK(api::to_text(api::GcResult{}) == R"({"dry_run":false,"freed_bytes":0,"packs_removed":0,)"
-                                           R"("packs_rewritten":0,"layers_removed":0,"trees_removed":0})");
+    CHECK(api::to_text(api::GcResult{}) ==
+          R"({"dry_run":false,"freed_bytes":0,"images_removed":0,"packs_removed":0,)"
+          R"("packs_rewritten":0,"layers_removed":0,"trees_removed":0,"packs_waiting":0})");
     CHECK(api::to_text(api::Progress{"reading", "layer 1", 5, 10}) ==
           R"({"phase":"reading","item":"layer 1","done_bytes":5,"total_bytes":10})");
 }

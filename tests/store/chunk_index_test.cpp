@@ -388,6 +388,67 @@ TEST_CASE("rebuild() names exactly the chunks of the given packs, lost packs inc
     CHECK(test::try_read(*chunks, data[3]) == ReadResult::right);
 }
 
+TEST_CASE("packs are forgotten by a new list alone, and older places of their chunks count again",
+          "[store][chunk_index]") {
+    const test::PackFolders folders;
+    store::ChunkIndex index(folders.packs);
+    index.add(1, made_chunks(1, 0, 1000));
+    index.add(2, made_chunks(2, 990, 1010));  // So few that they stay a segment of their own.
+    REQUIRE(segment_files(folders.packs).size() == 2);
+    const auto before = segment_files(folders.packs);
+    const std::uint32_t second[] = {2};
+    REQUIRE(index.snapshot()->find(made_id(995))->pack == 2);
+    index.update(std::nullopt, second);
+    CHECK(packs_of(index) == std::vector<std::uint32_t>{1});
+    CHECK(index.snapshot()->find(made_id(995))->pack == 1);
+    CHECK_FALSE(index.snapshot()->find(made_id(1005)));
+    CHECK(index.snapshot()->find_all(made_id(1005)).empty());
+    CHECK(segment_files(folders.packs) == std::vector<std::string>{before[0]});
+    // Many packs in one segment: it stays for those that are left, and merging leaves the others out.
+    for (std::uint32_t pack = 3; pack < 12; ++pack) index.add(pack, made_chunks(pack, pack * 2000, pack * 2000 + 900));
+    const std::uint32_t some[] = {3, 5, 7, 77};
+    index.update(store::ChunkIndex::AddedPack{12, made_chunks(12, 6000, 6010)}, some);
+    CHECK(packs_of(index) == std::vector<std::uint32_t>{1, 4, 6, 8, 9, 10, 11, 12});
+    CHECK(index.snapshot()->find(made_id(6005))->pack == 12);
+    CHECK_FALSE(index.snapshot()->find(made_id(6100)));
+    CHECK(index.snapshot()->find(made_id(8100))->pack == 4);
+    const std::string generation = std::to_string(index.snapshot()->generation);
+    index.update(std::nullopt, some);  // Nothing to forget.
+    CHECK(std::to_string(index.snapshot()->generation) == generation);
+    CHECK(store::check_chunk_index(folders.packs).empty());
+}
+
+TEST_CASE("a compact index answers as before, and takes what was told", "[store][chunk_index]") {
+    const test::PackFolders folders;
+    store::ChunkIndex index(folders.packs);
+    index.compact();
+    for (std::uint32_t pack = 1; pack < 30; ++pack) index.add(pack, made_chunks(pack, pack * 100, pack * 100 + 150));
+    const std::uint32_t gone[] = {2, 3, 20, 29};
+    index.update(std::nullopt, gone);
+    std::map<std::uint64_t, std::uint32_t> places;
+    std::uint64_t count = 0;
+    const auto pack_of = [&](std::uint64_t chunk) {
+        const auto place = index.snapshot()->find(made_id(chunk));
+        return place ? place->pack : 0;
+    };
+    for (std::uint64_t chunk = 0; chunk < 3200; ++chunk) {
+        places[chunk] = pack_of(chunk);
+        count += places[chunk] != 0;
+    }
+    index.compact();
+    REQUIRE(segment_files(folders.packs).size() == 1);
+    for (std::uint64_t chunk = 0; chunk < 3200; ++chunk) CHECK(places[chunk] == pack_of(chunk));
+    CHECK(index.snapshot()->segments[0]->entry_count() == count);
+    CHECK(store::ChunkIndex::compact_bytes(25, count) ==
+          store::file_size(folders.packs + "/chunks.list") +
+              store::file_size(folders.packs + "/" + segment_files(folders.packs)[0]));
+    std::vector<std::uint32_t> all;
+    for (std::uint32_t pack = 1; pack < 30; ++pack) all.push_back(pack);
+    index.update(std::nullopt, all);
+    CHECK(segment_files(folders.packs).empty());
+    CHECK(store::ChunkIndex::compact_bytes(0, 0) == store::file_size(folders.packs + "/chunks.list"));
+}
+
 TEST_CASE("a reader that was opened before sees what is added, moved and removed later", "[store][chunk_index]") {
     const test::PackFolders folders;
     const auto reader = folders.open();

@@ -3,6 +3,7 @@
 #include "store/store.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"
+#include "support/small_disk.h"
 #include "support/tar_builder.h"
 #include "support/temp_dir.h"
 #include "support/test_store.h"
@@ -172,37 +173,9 @@ TEST_CASE("making a store that is killed at any step can be begun again", "[stor
     }
 }
 
-namespace {
-
-/// A small ext4 on a loop device; needs root.
-class SmallDisk {
-public:
-    SmallDisk(const test::TempDir& folder, unsigned mebibytes) : path_(folder / "disk") {
-        const std::string image = folder / "image";
-        store::make_folder(path_);
-        store::File::create(image).truncate(std::uint64_t{mebibytes} << 20);
-        is_mounted_ =
-            ::geteuid() == 0 && run("mkfs.ext4 -q -F -m 0 " + image) && run("mount -o loop " + image + " " + path_);
-    }
-    ~SmallDisk() {
-        if (is_mounted_) run("umount " + path_);
-    }
-    SmallDisk(const SmallDisk&) = delete;
-    SmallDisk& operator=(const SmallDisk&) = delete;
-    bool is_mounted() const { return is_mounted_; }
-    const std::string& path() const { return path_; }
-
-private:
-    static bool run(const std::string& command) { return std::system((command + " >/dev/null 2>&1").c_str()) == 0; }
-    std::string path_;
-    bool is_mounted_ = false;
-};
-
-}  // namespace
-
 TEST_CASE("a full disk stops an import and a commit with no_space, and everything else goes on", "[store][crash]") {
     const test::TempDir folder;
-    const SmallDisk disk(folder, 12);
+    const test::SmallDisk disk(folder, 12);
     if (!disk.is_mounted()) {
         WARN("skipped: needs root and a loop device");
         return;
@@ -244,7 +217,7 @@ TEST_CASE("a full disk stops an import and a commit with no_space, and everythin
 
 TEST_CASE("on a disk that is full to the last byte an image can be removed and gc makes room", "[store][crash]") {
     const test::TempDir folder;
-    const SmallDisk disk(folder, 12);
+    const test::SmallDisk disk(folder, 12);
     if (!disk.is_mounted()) {
         WARN("skipped: needs root and a loop device");
         return;
@@ -252,9 +225,7 @@ TEST_CASE("on a disk that is full to the last byte an image can be removed and g
     const auto opened = Store::open(disk.path() + "/s");
     test::import_from(*opened, test::write_layout(folder / "old", {{"old:1", {kOld}}}));
     test::import_from(*opened, test::write_layout(folder / "new", {{"new:1", {kNew, kMore}}}));
-    const std::string fill = "dd if=/dev/zero of=" + disk.path() + "/filler bs=64k; dd if=/dev/zero of=" + disk.path() +
-                             "/filler2 bs=1k; sync";
-    CHECK(std::system(("(" + fill + ") >/dev/null 2>&1").c_str()) >= 0);
+    disk.fill();
     CHECK_THAT(test::error_of([&] { store::write_file_atomically(disk.path() + "/x", test::bytes_of(kShared)); }),
                ContainsSubstring("no_space: "));
     opened->remove_image("new:1", false);

@@ -2,16 +2,14 @@
 
 #include "store/error.h"
 #include "store/file.h"
-#include "store/file_ops.h"
 #include "store/read_view.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"
+#include "support/run_before.h"
 #include "support/temp_dir.h"
 #include "support/test_store.h"
 
 #include <atomic>
-#include <filesystem>
-#include <functional>
 #include <thread>
 #include <utility>
 
@@ -32,30 +30,6 @@ void import_both(Store& store, const std::string& layouts) {
     test::import_from(store, test::write_layout(layouts + "/kept", {{"kept:1", {kKept}}}));
 }
 
-/// While it lives, runs `action` once, before the first step on a path that contains `part`, in the thread that does
-/// it.
-class RunBefore : public store::FaultHook {
-public:
-    struct When {
-        std::string step;
-        std::string part;
-    };
-    RunBefore(When when, std::function<void()> action) : when_(std::move(when)), action_(std::move(action)) {
-        store::g_fault_hook = this;
-    }
-    ~RunBefore() override { store::g_fault_hook = nullptr; }
-    void before(std::string_view step, std::string_view path) override {
-        if (step != when_.step || path.find(when_.part) == std::string_view::npos) return;
-        if (!has_run_.exchange(true)) action_();
-    }
-    bool has_run() const { return has_run_; }
-
-private:
-    const When when_;
-    const std::function<void()> action_;
-    std::atomic<bool> has_run_{false};
-};
-
 }  // namespace
 
 TEST_CASE("gc takes what nothing names and leaves the rest whole", "[store][gc]") {
@@ -68,13 +42,7 @@ TEST_CASE("gc takes what nothing names and leaves the rest whole", "[store][gc]"
     test::import_from(*opened, source);
     CHECK(opened->gc(false, {}).freed_bytes == 0);
     opened->remove_image("one:1", false);
-    const auto bytes = [&] {
-        return test::bytes_on_disk(folder / "s/layers") + test::bytes_on_disk(folder / "s/trees") +
-               std::filesystem::file_size(folder / "s/packs/pack-0000000001.lpk") +
-               (store::exists(folder / "s/packs/pack-0000000002.lpk")
-                    ? std::filesystem::file_size(folder / "s/packs/pack-0000000002.lpk")
-                    : 0);
-    };
+    const auto bytes = [&] { return test::bytes_on_disk(folder / "s"); };
     const std::uint64_t before = bytes();
     const store::GcReport dry = opened->gc(true, {});
     CHECK(dry.is_dry_run);
@@ -220,7 +188,7 @@ TEST_CASE("gc in the middle of an import takes nothing that the import has found
     const test::Files same_bytes{{"elsewhere", common.at("common")}, {"own", test::some_text(50'000, 32)}};
     const test::Files other{{"other", test::some_text(50'000, 33)}};
     test::import_from(*opened, test::write_layout(folder / "old", {{"old:1", {common}}}));
-    RunBefore::When when;
+    test::RunBefore::When when;
     std::vector<test::Files> layers;
     bool is_kept = true;
     bool is_certain = true;
@@ -252,7 +220,7 @@ TEST_CASE("gc in the middle of an import takes nothing that the import has found
     }
     const std::string source = test::write_layout(folder / "new", {{"new:1", layers}});
     {
-        const RunBefore middle(when, [&] {
+        const test::RunBefore middle(when, [&] {
             opened->remove_image("old:1", false);
             opened->gc(false, {});
         });

@@ -109,7 +109,7 @@ Bytes made_frame(const std::vector<std::pair<store::Digest, Bytes>>& chunks) {
                                      .raw_size_bytes = static_cast<std::uint32_t>(payload.size()),
                                      .chunk_count = static_cast<std::uint16_t>(chunks.size()),
                                      .codec = format::Codec::stored,
-                                     .zero = 0};
+                                     .level = 0};
     std::memcpy(frame.data(), &header, sizeof header);
     seal_frame(frame);
     return frame;
@@ -217,7 +217,7 @@ TEST_CASE("a pack in which everything looks like a frame is walked in bounded wo
                                .raw_size_bytes = 1,
                                .chunk_count = 1,
                                .codec = format::Codec::stored,
-                               .zero = 0};
+                               .level = 0};
     Bytes bytes(24);
     const auto one = format::bytes_of(header);
     while (bytes.size() < 2'000'000) bytes.insert(bytes.end(), one.begin(), one.end());
@@ -301,7 +301,7 @@ TEST_CASE("a frame whose checksum is right but whose fields lie is refused", "[s
     CHECK(is_refused(with([](auto& header) { header.raw_size_bytes = 0xFFFFFFFF; })));
     CHECK(is_refused(with([](auto& header) { header.codec = format::Codec::zstd; })));
     CHECK(is_refused(with([](auto& header) { header.codec = static_cast<format::Codec>(2); })));
-    CHECK(is_refused(with([](auto& header) { header.zero = 1; })));
+    CHECK(is_refused(with([](auto& header) { header.level = 23; })));
     for (const std::uint32_t size : {0U, 9U, 11U, 262'144U, 0xFFFFFFFFU, 0U - 20U}) {
         Bytes frame = sound;
         std::memcpy(frame.data() + sizeof(format::FrameHeader) + 32, &size, sizeof size);
