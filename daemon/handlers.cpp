@@ -245,8 +245,8 @@ struct Handlers::Endpoint {
 
     static void gc(const Call& call) {
         const auto request = api::parse_request<api::GcRequest>(call.request.body);
-        const store::GcReport report = call.self.store_.gc(
-            {.is_dry_run = request.dry_run, .idle_mounts = call.self.mounts_.idle()}, call.stop);
+        const store::GcReport report =
+            call.self.store_.gc({.is_dry_run = request.dry_run, .idle_mounts = call.self.mounts_.idle()}, call.stop);
         call.result(api::GcResult{.dry_run = report.is_dry_run,
                                   .freed_bytes = report.freed_bytes,
                                   .images_removed = report.images_removed,

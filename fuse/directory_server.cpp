@@ -111,7 +111,8 @@ void DirectoryServer::Impl::add_images(std::vector<StackSource>& sources, const 
     for (const std::string& folder : images) {
         static_cast<void>(store::read_mount_base(folder));  // Before a lock is put into a folder that is no mount's.
         image_locks_.emplace_back(folder);
-        const store::MountBase base = store::read_mount_base(folder);  // It is not discarded any more, if it was not yet.
+        const store::MountBase base =
+            store::read_mount_base(folder);  // It is not discarded any more, if it was not yet.
         const std::string store_root = store::folder_of(store::folder_of(folder));
         sources.push_back({.name = base.image,
                            .folder = {},

@@ -187,8 +187,8 @@ std::uint64_t ChunkIndex::compact_bytes(std::uint64_t pack_count, std::uint64_t 
     const std::uint64_t list_bytes =
         sizeof(format::ListHeader) + pack_count * sizeof(format::PackRow) + sizeof(std::uint64_t);
     if (pack_count == 0) return list_bytes;
-    return list_bytes + sizeof(format::SegmentRow) +
-           format::entries_offset(format::fan_out_bits_for(entry_count)) + entry_count * sizeof(format::Entry);
+    return list_bytes + sizeof(format::SegmentRow) + format::entries_offset(format::fan_out_bits_for(entry_count)) +
+           entry_count * sizeof(format::Entry);
 }
 
 ChunkIndex::ChunkIndex(std::string packs_folder)

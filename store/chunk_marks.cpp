@@ -63,7 +63,8 @@ std::set<std::uint32_t> ChunkMarks::unclaimed_packs() const {
     std::set<std::uint32_t> packs;
     for (const Segment& segment : segments_) {
         for (std::uint64_t i = 0; i < segment.marked.size(); ++i) {
-            if (segment.marked[i] && !segment.claimed[i]) packs.insert(index_format::decode(segment.file->entry(i)).pack);
+            if (segment.marked[i] && !segment.claimed[i])
+                packs.insert(index_format::decode(segment.file->entry(i)).pack);
         }
     }
     return packs;
@@ -82,7 +83,8 @@ std::uint64_t ChunkMarks::count(const std::function<bool(std::uint32_t pack, boo
         if (!least) return count;
         bool is_there = false;
         for (std::size_t i = 0; i < segments_.size(); ++i) {
-            if (at[i] == segments_[i].marked.size() || std::memcmp(digest_at(i), least, Digest::kSizeBytes) != 0) continue;
+            if (at[i] == segments_[i].marked.size() || std::memcmp(digest_at(i), least, Digest::kSizeBytes) != 0)
+                continue;
             const std::uint32_t pack = index_format::decode(segments_[i].file->entry(at[i])).pack;
             is_there = is_there || (covers(pack) && stays(pack, segments_[i].marked[at[i]]));
             ++at[i];

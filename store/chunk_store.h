@@ -48,8 +48,8 @@ public:
 
     /// Publishes a segment that names the chunks of `pack`; call after the index transaction that names the pack.
     virtual void add_segment(const FinishedPack& pack) = 0;
-    /// Publishes an index that names the chunks of `added` too (when there is one) and none of `removed`: after the index
-    /// transaction that says the same, and before the files of `removed` go.
+    /// Publishes an index that names the chunks of `added` too (when there is one) and none of `removed`: after the
+    /// index transaction that says the same, and before the files of `removed` go.
     virtual void replace_packs(const FinishedPack* added, const std::vector<std::uint32_t>& removed) = 0;
     /// Drops from the index's files what counts no more. Changes no answer.
     virtual void compact() = 0;

@@ -30,21 +30,22 @@
 //   - A file. Jobs lease what they are about to publish, and remove_strays() takes only what is neither leased nor
 //     named by a row, one by one under the leases' lock; so a layer that is made anew while its old recipe waits to be
 //     removed keeps its file.
-//   - An image. add_image(), tag() and set_pinned() run under the leases' lock, so no image that the decision found dead
+//   - An image. add_image(), tag() and set_pinned() run under the leases' lock, so no image that the decision found
+//   dead
 //     gets a name or a pin before it is gone.
 // Mounts take no lock against gc: what a mount needs is kept by its base, which is there before its server starts, and
 // goes only under the lock that a server holds.
 //
-// A chunk that lies in several packs is needed where the chunk index finds it, and nowhere else: so what readers find is
-// what stays. gc trusts the index only after it has checked it against itself and against the packs' own tables.
+// A chunk that lies in several packs is needed where the chunk index finds it, and nowhere else: so what readers find
+// is what stays. gc trusts the index only after it has checked it against itself and against the packs' own tables.
 //
 // Of a pack of which a good part is dead, what is needed is written into a new pack, then one transaction replaces the
-// rows (pack_swap.h); until then the old one is whole. Readers of other processes that find a pack gone, or cut, open the
-// chunk index again (chunk_store.h).
+// rows (pack_swap.h); until then the old one is whole. Readers of other processes that find a pack gone, or cut, open
+// the chunk index again (chunk_store.h).
 //
-// On a full disk: the reserve is given up first, and the index has its own (index.cpp). Where the new chunk index finds no
-// room, the files of dead packs go before it. Packs are then written anew one by one, the smallest need first, as far as
-// there is room.
+// On a full disk: the reserve is given up first, and the index has its own (index.cpp). Where the new chunk index finds
+// no room, the files of dead packs go before it. Packs are then written anew one by one, the smallest need first, as
+// far as there is room.
 //
 // A dry run makes the same plan, and measures the new packs without writing them; so it knows every byte.
 

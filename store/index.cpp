@@ -98,7 +98,8 @@ PRAGMA user_version = 2;
 
 std::string image_query(std::string_view tail) {
     return "SELECT i.id, i.manifest_digest, i.config_digest, i.tree, t.file_bytes, t.inode_count, t.logical_bytes,"
-           " i.os, i.architecture, i.variant, i.created, i.imported_at, i.is_anonymous, i.is_removed, i.is_pinned, i.used_at, i.use_order"
+           " i.os, i.architecture, i.variant, i.created, i.imported_at, i.is_anonymous, i.is_removed, i.is_pinned, "
+           "i.used_at, i.use_order"
            " FROM images i JOIN trees t ON t.digest = i.tree " +
            std::string(tail);
 }
@@ -170,7 +171,9 @@ public:
 
     ImageRow read_image(const Rows& rows);
     std::vector<ImageRow> read_images(Rows rows);
-    void add_pack(const PackRow& pack) { add_pack_.execute(pack.number, pack.file_bytes, pack.raw_bytes, pack.dense_bytes); }
+    void add_pack(const PackRow& pack) {
+        add_pack_.execute(pack.number, pack.file_bytes, pack.raw_bytes, pack.dense_bytes);
+    }
     void add_tree(const NewImage& image);
     void record_use(std::int64_t image, std::int64_t unix_seconds);
     std::int64_t add_image_row(const NewImage& image, const BlobDigest& config, const BlobDigest& manifest);
@@ -224,8 +227,7 @@ public:
     Statement remove_name_{database_, "DELETE FROM names WHERE name = ?"};
     Statement remove_names_{database_, "DELETE FROM names WHERE image = ?"};
     Statement remove_image_{database_, "DELETE FROM images WHERE id = ?"};
-    Statement hide_image_{database_,
-                          "UPDATE images SET is_removed = 1, is_anonymous = 0, is_pinned = 0 WHERE id = ?"};
+    Statement hide_image_{database_, "UPDATE images SET is_removed = 1, is_anonymous = 0, is_pinned = 0 WHERE id = ?"};
     Statement set_pinned_{database_, "UPDATE images SET is_pinned = ?2 WHERE id = ?1"};
     Statement last_use_{database_, "SELECT value - 1 FROM counters WHERE name = 'next_use'"};
     Statement count_use_{database_, "UPDATE counters SET value = value + 1 WHERE name = 'next_use'"};

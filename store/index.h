@@ -47,8 +47,8 @@ struct ImageRow {
     std::string created;
     std::int64_t imported_at = 0;  ///< Unix seconds.
     bool is_anonymous = false;     ///< Imported without a name: kept although it has none.
-    bool is_removed = false;  ///< Removed by force while a mount used it: kept for that mount's commit, else unseen.
-    bool is_pinned = false;   ///< Kept, with or without a name, and never evicted.
+    bool is_removed = false;     ///< Removed by force while a mount used it: kept for that mount's commit, else unseen.
+    bool is_pinned = false;      ///< Kept, with or without a name, and never evicted.
     std::int64_t used_at = 0;    ///< Unix seconds of the last use; for people, since clocks may be set back.
     std::int64_t use_order = 0;  ///< Who was used later has the higher one.
     std::vector<std::string> names;

@@ -76,9 +76,9 @@ public:
         return function(all_held(), hide);
     }
     void hide(const std::vector<std::uint32_t>& packs);  ///< find() misses them from now on.
-    /// For gc, when `successor` has got what is needed of `packs`: calls `commit` with those of them that no lease keeps,
-    /// hidden from now on unless it returns false, while no lease can change. The leases that keep one of the others keep the successor too, for
-    /// the chunks that are found there from now on.
+    /// For gc, when `successor` has got what is needed of `packs`: calls `commit` with those of them that no lease
+    /// keeps, hidden from now on unless it returns false, while no lease can change. The leases that keep one of the
+    /// others keep the successor too, for the chunks that are found there from now on.
     template <class Commit>
     void retire(const std::vector<std::uint32_t>& packs, std::optional<std::uint32_t> successor, Commit&& commit) {
         const std::lock_guard lock(mutex_);

@@ -28,7 +28,8 @@ struct PackUse {
     bool is_dead() const noexcept { return needed_bytes == 0; }
     /// Worth being written anew: more than a quarter of the file is not needed.
     bool is_sparse() const noexcept {
-        return !is_dead() && needed_file_bytes < row.file_bytes && (row.file_bytes - needed_file_bytes) * 4 > row.file_bytes;
+        return !is_dead() && needed_file_bytes < row.file_bytes &&
+               (row.file_bytes - needed_file_bytes) * 4 > row.file_bytes;
     }
 };
 
@@ -40,8 +41,8 @@ public:
     /// anew first. Mounts of `gone_mounts` count as discarded.
     Liveness(StoreCore& core, std::stop_token stop, std::set<std::string> gone_mounts = {});
 
-    /// Under the leases' lock, with what they hold; without it only for a first guess. corrupt when a mount's base cannot
-    /// be read.
+    /// Under the leases' lock, with what they hold; without it only for a first guess. corrupt when a mount's base
+    /// cannot be read.
     Roots roots(const Leases::Held& held) const;
     Roots roots();  ///< Takes the leases' lock for it.
     /// Marks what the layers need that are not marked yet. corrupt when one's recipe cannot be read: then nobody knows

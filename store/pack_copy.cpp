@@ -23,7 +23,8 @@ bool PackCopy::add(std::uint32_t pack) {
     for (std::size_t begin = 0; begin < table.size();) {
         if (stop_.stop_requested()) throw Error(Errc::cancelled, "stopped");
         std::size_t end = begin;
-        while (end < table.size() && table[end].place.frame_offset_bytes == table[begin].place.frame_offset_bytes) ++end;
+        while (end < table.size() && table[end].place.frame_offset_bytes == table[begin].place.frame_offset_bytes)
+            ++end;
         is_whole = add_frame(std::span(table).subspan(begin, end - begin)) && is_whole;
         begin = end;
     }

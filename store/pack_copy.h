@@ -14,8 +14,8 @@
 namespace lamina::store {
 
 /// A new pack with what is needed of others: a frame of which everything is needed is taken over as it is, the rest is
-/// compressed anew, as at import. The same input gives the same bytes, so a copy that is only measured tells the size of
-/// a real one. One thread. Borrows `liveness`.
+/// compressed anew, as at import. The same input gives the same bytes, so a copy that is only measured tells the size
+/// of a real one. One thread. Borrows `liveness`.
 class PackCopy {
 public:
     PackCopy(const PackFile::Options& options, const Liveness& liveness, std::stop_token stop);

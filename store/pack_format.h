@@ -20,8 +20,8 @@ static_assert(std::endian::native == std::endian::little, "the structs below are
 inline constexpr std::uint64_t kPackMagic = 0x314B4341504D4C89;     // 89 "LMPACK1"
 inline constexpr std::uint64_t kTrailerMagic = 0x31444E45504D4C89;  // 89 "LMPEND1"
 inline constexpr std::uint32_t kFrameMagic = 0x4D52464C;            // "LFRM"
-inline constexpr std::uint32_t kVersion = 1;       ///< No frame tells its level.
-inline constexpr std::uint32_t kLevelVersion = 2;  ///< Frames may tell their level.
+inline constexpr std::uint32_t kVersion = 1;                        ///< No frame tells its level.
+inline constexpr std::uint32_t kLevelVersion = 2;                   ///< Frames may tell their level.
 
 inline constexpr std::uint32_t kMaxFrameRawBytes = kMaxChunkBytes;
 inline constexpr std::uint32_t kMaxFrameChunks = 4096;

@@ -7,8 +7,8 @@
 #include <unordered_set>
 
 // While chunks were copied, a job may have found others of a source that nothing needed then. While the job runs, its
-// lease keeps that source. When it has ended, its layer is there: so the sources are judged by roots that are read under
-// the leases' lock, in the same step as the transaction, and by marks that have them all.
+// lease keeps that source. When it has ended, its layer is there: so the sources are judged by roots that are read
+// under the leases' lock, in the same step as the transaction, and by marks that have them all.
 
 namespace lamina::store {
 
@@ -18,7 +18,8 @@ constexpr int kPatientRounds = 10;
 
 class Swap {
 public:
-    Swap(StoreCore& core, Liveness& liveness, const FinishedPack& pack) : core_(core), liveness_(liveness), pack_(pack) {
+    Swap(StoreCore& core, Liveness& liveness, const FinishedPack& pack)
+        : core_(core), liveness_(liveness), pack_(pack) {
         for (const NewChunk& chunk : pack.chunks) copied_.insert(chunk.id);
     }
 
@@ -48,18 +49,20 @@ private:
         liveness_.mark(liveness_.roots());
         const std::vector<std::uint32_t> copied = copied_of(sources);
         bool is_done = false;
-        core_.leases.retire(copied, pack_.number, [&](const Leases::Held& held, const std::vector<std::uint32_t>& free) {
-            removed = free;
-            const Roots now = liveness_.roots(held);
-            if (!liveness_.has_marked(now)) {
-                if (is_patient) return false;
-                liveness_.mark(now);  // Jobs keep coming: now they wait.
-                removed = copied_of(free);
-            }
-            core_.index->replace_packs({{pack_.number, pack_.file_bytes, pack_.raw_bytes, pack_.dense_bytes}}, removed);
-            is_done = true;
-            return true;
-        });
+        core_.leases.retire(copied, pack_.number,
+                            [&](const Leases::Held& held, const std::vector<std::uint32_t>& free) {
+                                removed = free;
+                                const Roots now = liveness_.roots(held);
+                                if (!liveness_.has_marked(now)) {
+                                    if (is_patient) return false;
+                                    liveness_.mark(now);  // Jobs keep coming: now they wait.
+                                    removed = copied_of(free);
+                                }
+                                core_.index->replace_packs(
+                                    {{pack_.number, pack_.file_bytes, pack_.raw_bytes, pack_.dense_bytes}}, removed);
+                                is_done = true;
+                                return true;
+                            });
         return is_done;
     }
 

@@ -54,7 +54,8 @@ public:
         if (header.magic != format::kPackMagic || header.checksum != format::header_checksum(header)) {
             throw Error(Errc::corrupt, "bad header");
         }
-        if (header.version != format::kVersion && header.version != format::kLevelVersion) throw Error(Errc::corrupt, "unknown version");
+        if (header.version != format::kVersion && header.version != format::kLevelVersion)
+            throw Error(Errc::corrupt, "unknown version");
         if (header.pack_number != number_) throw Error(Errc::corrupt, "the header names another pack");
     }
 

@@ -7,8 +7,8 @@
 
 namespace lamina::store {
 
-/// <root>/reserve: an empty file with disk space set aside, so that on a full disk there is room for what must be written
-/// before anything can be freed. Where the file system cannot set space aside there is none.
+/// <root>/reserve: an empty file with disk space set aside, so that on a full disk there is room for what must be
+/// written before anything can be freed. Where the file system cannot set space aside there is none.
 
 /// Makes it when there is none and the disk has plenty. Never throws Error: without it things go on.
 void keep_reserve(const StorePaths& paths);

@@ -15,12 +15,12 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/random.h>
+#include <system_error>
 
 #include <array>
 #include <cerrno>
 #include <ctime>
 #include <filesystem>
-#include <system_error>
 #include <utility>
 
 // The facade: each call resolves what it is given to rows and hands on. Opening is also recovery, the same whether the
@@ -164,9 +164,8 @@ void StoreImpl::tag(const std::string& image, const ImageName& name) {
 
 void StoreImpl::set_pinned(const std::string& image, bool is_pinned) {
     // Under the leases' lock, because gc decides under it which images it takes away.
-    core_.leases.with_all([&](const Leases::Held&, auto&&) {
-        core_.index->set_pinned(find_image(core_, image).row.id, is_pinned);
-    });
+    core_.leases.with_all(
+        [&](const Leases::Held&, auto&&) { core_.index->set_pinned(find_image(core_, image).row.id, is_pinned); });
 }
 
 /// What was asked for is done already: that it cannot be written down, on a full disk, must not undo it.

@@ -140,16 +140,16 @@ public:
     /// limit evicts it, and it is removed by force only.
     virtual void set_pinned(const std::string& image, bool is_pinned) = 0;
     /// Takes a name away, or all of an image's when named by digest (or `force` with several). The image goes when its
-    /// last name does. busy when it is pinned or a mount (mounts/*/base) uses it and not `force`: then the image goes, and
-    /// for a mount its content stays until that is discarded.
+    /// last name does. busy when it is pinned or a mount (mounts/*/base) uses it and not `force`: then the image goes,
+    /// and for a mount its content stays until that is discarded.
     virtual void remove_image(const std::string& image, bool force) = 0;
 
     virtual std::vector<ListedName> list(const std::string& image, const std::string& path) = 0;
     virtual void read_file(const std::string& image, const std::string& path, ByteSink& out) = 0;
 
     virtual DiskUsage disk_usage() = 0;
-    /// Removes what no name, pin, mount or running job reaches. A dry run removes nothing, and tells to the byte what would
-    /// be freed when nothing else happens meanwhile.
+    /// Removes what no name, pin, mount or running job reaches. A dry run removes nothing, and tells to the byte what
+    /// would be freed when nothing else happens meanwhile.
     virtual GcReport gc(const GcRequest& request, std::stop_token stop) = 0;
     GcReport gc(bool is_dry_run, std::stop_token stop) {
         return gc(GcRequest{.is_dry_run = is_dry_run, .idle_mounts = {}}, std::move(stop));

@@ -1,8 +1,7 @@
-#include "store/gc.h"
-
 #include "store/error.h"
 #include "store/file.h"
 #include "store/file_ops.h"
+#include "store/gc.h"
 #include "store/read_view.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"

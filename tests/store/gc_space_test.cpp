@@ -1,8 +1,7 @@
-#include "store/gc.h"
-
 #include "store/chunk_index.h"
 #include "store/error.h"
 #include "store/file.h"
+#include "store/gc.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"
 #include "support/small_disk.h"
@@ -27,7 +26,8 @@ test::Files some_files(unsigned seed, unsigned own_count, unsigned common) {
     for (unsigned i = 0; i < own_count; ++i) {
         files["own/" + std::to_string(i)] = test::some_text(20'000 + 997 * i, 1000 * seed + i);
     }
-    for (unsigned i = 0; i < common; ++i) files["own/" + std::to_string(i) + "-common"] = test::some_text(9'000, 77 + i);
+    for (unsigned i = 0; i < common; ++i)
+        files["own/" + std::to_string(i) + "-common"] = test::some_text(9'000, 77 + i);
     return files;
 }
 
