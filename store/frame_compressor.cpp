@@ -86,7 +86,8 @@ void FrameJob::clear() {
 class FrameCompressor::Impl {
 public:
     explicit Impl(int level)
-        : level_(level == kImportLevel ? 0 : static_cast<std::uint8_t>(level)), context_(make_compressor(level)) {}
+        : level_(level == kImportLevel ? 0 : static_cast<std::uint8_t>(std::clamp<int>(level, 1, format::kMaxLevel))),
+          context_(make_compressor(level)) {}
     void pack(FrameJob& job) { pack_with(job, context_.get(), level_); }
 
 private:

@@ -258,15 +258,18 @@ void Index::Impl::shorten_log() {
 /// can be written from its beginning.
 template <class Work>
 void Index::Impl::transact(Work&& work) {
+    std::optional<Transaction> transaction;
     const auto run = [&] {
-        Transaction transaction(database_);
+        transaction.emplace(database_);
         work();
-        transaction.commit();
+        transaction->commit();
     };
     try {
         run();
     } catch (const Error& error) {
-        if (error.code() != Errc::no_space && error.code() != Errc::quota) throw;
+        const bool has_happened = transaction && !transaction->is_open();
+        transaction.reset();
+        if (has_happened || (error.code() != Errc::no_space && error.code() != Errc::quota)) throw;
         shorten_log();
         run();
     }

@@ -111,6 +111,7 @@ public:
     Transaction(const Transaction&) = delete;
     Transaction& operator=(const Transaction&) = delete;
     void commit();
+    bool is_open() const noexcept { return is_open_; }  ///< Not committed.
 
 private:
     Database& database_;

@@ -91,6 +91,7 @@ void fail_at_every_step(const Scene& scene, const Job& job, How how) {
             try {
                 job(*opened);
             } catch (const store::Error& error) {
+                CAPTURE(error.what());
                 CHECK(error.code() == store::Errc::no_space);
             }
             has_failed = fault.has_failed();
