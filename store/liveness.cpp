@@ -71,6 +71,16 @@ Roots Liveness::roots(const Leases::Held& held) const {
     return roots;
 }
 
+Roots Liveness::stored() {
+    return core_.leases.with_all([&](const Leases::Held& held, auto&&) { return stored(held); });
+}
+
+Roots Liveness::stored(const Leases::Held& held) const {
+    Roots all = roots(held);
+    for (const LayerRow& row : core_.index->layers()) all.layers.insert(row.diff_id);
+    return all;
+}
+
 void Liveness::mark(const Roots& roots) {
     for (const LayerRow& row : core_.index->layers()) {
         if (!roots.layers.contains(row.diff_id) || marked_.contains(row.diff_id)) continue;

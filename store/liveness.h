@@ -45,6 +45,10 @@ public:
     /// cannot be read.
     Roots roots(const Leases::Held& held) const;
     Roots roots();  ///< Takes the leases' lock for it.
+    /// The same, and every layer that is there although nothing keeps it: until gc takes its row away, the next import
+    /// that has it takes it for whole.
+    Roots stored(const Leases::Held& held) const;
+    Roots stored();  ///< Likewise.
     /// Marks what the layers need that are not marked yet. corrupt when one's recipe cannot be read: then nobody knows
     /// what it needs.
     void mark(const Roots& roots);

@@ -7,8 +7,9 @@
 #include <unordered_set>
 
 // While chunks were copied, a job may have found others of a source that nothing needed then. While the job runs, its
-// lease keeps that source. When it has ended, its layer is there: so the sources are judged by roots that are read
-// under the leases' lock, in the same step as the transaction, and by marks that have them all.
+// lease keeps that source. When it has ended, its layer is there, also when the job failed and no image has it: so the
+// sources are judged by all layers and roots, read under the leases' lock, in the same step as the transaction, and by
+// marks that have them all.
 
 namespace lamina::store {
 
@@ -46,13 +47,13 @@ private:
     }
 
     bool try_commit(const std::vector<std::uint32_t>& sources, bool is_patient, std::vector<std::uint32_t>& removed) {
-        liveness_.mark(liveness_.roots());
+        liveness_.mark(liveness_.stored());
         const std::vector<std::uint32_t> copied = copied_of(sources);
         bool is_done = false;
         core_.leases.retire(copied, pack_.number,
                             [&](const Leases::Held& held, const std::vector<std::uint32_t>& free) {
                                 removed = free;
-                                const Roots now = liveness_.roots(held);
+                                const Roots now = liveness_.stored(held);
                                 if (!liveness_.has_marked(now)) {
                                     if (is_patient) return false;
                                     liveness_.mark(now);  // Jobs keep coming: now they wait.

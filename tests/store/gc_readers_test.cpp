@@ -197,3 +197,33 @@ TEST_CASE("what an import finds in a pack that is just written anew stays, also 
     CHECK(test::has_files(*opened, "new:1", found));
     CHECK(test::has_files(*opened, "kept:1", kept));
 }
+
+TEST_CASE("what an import found in a pack that is just written anew stays with the layer, also when the import fails",
+          "[store][gc][threads]") {
+    const test::TempDir folder;
+    const auto opened = Store::open(folder / "s");
+    const test::Files kept = numbered(1, 10);
+    const test::Files old = with(kept, numbered(3, 40));
+    import(*opened, folder.path(), "old", old);
+    import(*opened, folder.path(), "kept", kept);
+    opened->remove_image("old:1", false);
+    const test::Files found{{"found", old.at("x7")}};  // Dead when gc decides.
+    test::TestLayout broken(folder / "broken");
+    broken.add_image({.name = "new:1", .layers = {{.tar = test::layer_tar(found)}, {.tar = test::layer_tar(numbered(9, 1))}}});
+    broken.finish();
+    const std::string blob = broken.blob_file(broken.layers.back());
+    std::string bytes = test::read_text(blob);
+    bytes.at(bytes.size() / 2) ^= 1;
+    test::write_text(blob, bytes);
+    {
+        const test::RunBefore middle({"rename", "/packs/pack-"}, [&] {
+            CHECK(test::error_of([&] { test::import_from(*opened, "oci:" + broken.folder()); }) != "");
+        });
+        opened->gc(false, {});
+        CHECK(middle.has_run());
+    }
+    import(*opened, folder.path(), "new", found);
+    CHECK(test::problems_of(*opened) == "");
+    CHECK(test::has_files(*opened, "new:1", found));
+    CHECK(test::has_files(*opened, "kept:1", kept));
+}
