@@ -209,7 +209,8 @@ TEST_CASE("what an import found in a pack that is just written anew stays with t
     opened->remove_image("old:1", false);
     const test::Files found{{"found", old.at("x7")}};  // Dead when gc decides.
     test::TestLayout broken(folder / "broken");
-    broken.add_image({.name = "new:1", .layers = {{.tar = test::layer_tar(found)}, {.tar = test::layer_tar(numbered(9, 1))}}});
+    broken.add_image(
+        {.name = "new:1", .layers = {{.tar = test::layer_tar(found)}, {.tar = test::layer_tar(numbered(9, 1))}}});
     broken.finish();
     const std::string blob = broken.blob_file(broken.layers.back());
     std::string bytes = test::read_text(blob);
