@@ -57,8 +57,6 @@ struct MountContext {
     Transport* transport = nullptr;
     OwnerMap owners;
     bool has_no_xattrs = false;  ///< And never will: the kernel need not ask.
-    /// What lost its capabilities last, maybe by a write of root's, until an attribute is set. Of the reading thread.
-    NodeId stripped_node = 0;
 };
 
 }  // namespace lamina::unionfs

@@ -1,13 +1,17 @@
 #include "fuse/libfuse.h"
 #include "fuse/op_boundary.h"
 #include "fuse/ops.h"
+#include "fuse/waiting_call.h"
 
 #include <linux/fs.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <ctime>
+#include <span>
+#include <vector>
 
 namespace lamina::unionfs {
 namespace {
@@ -71,22 +75,54 @@ AttributeChange to_change(const OwnerMap& owners, const struct stat& attributes,
     return change;
 }
 
+bool is_in_group(fuse_req_t request, std::uint32_t gid) {
+    if (caller_of(request).gid == gid) return true;
+    std::array<gid_t, 64> some{};
+    std::vector<gid_t> all;
+    std::span<gid_t> groups = some;
+    int count = ::fuse_req_getgroups(request, static_cast<int>(groups.size()), groups.data());
+    if (count > static_cast<int>(groups.size())) {
+        all.resize(static_cast<std::size_t>(count));
+        groups = all;
+        count = std::min(count, ::fuse_req_getgroups(request, count, groups.data()));
+    }
+    const OwnerMap& owners = context_of(request).owners;
+    return count > 0 && std::ranges::any_of(groups.first(static_cast<std::size_t>(count)),
+                                            [&](gid_t group) { return owners.kept_gid(group) == gid; });
+}
+
+/// A file's mode when its set-id bits go, which set-gid without group execution does only where the caller is not of
+/// the group.
+std::uint32_t without_set_ids(fuse_req_t request, const Attributes& file) {
+    const bool keeps_group = (file.mode & S_IXGRP) == 0 && is_in_group(request, file.gid);
+    return file.mode & 07777 & ~std::uint32_t{S_ISUID} & ~(keeps_group ? 0U : std::uint32_t{S_ISGID});
+}
+
 /// A SETATTR without a field is a chown that changes neither owner, or goes before a change of the file's bytes that
-/// takes its privileges. The kernel does not say which, nor which privileges. Root's keep set-id bits where only
-/// capabilities went before; who could not write to the file takes none.
-Result<void> resolve_empty(fuse_req_t request, fuse_ino_t node, AttributeChange& change) {
-    constexpr std::uint32_t kOthersWrite = S_IWGRP | S_IWOTH;
-    constexpr std::uint32_t kSetIds = S_ISUID | S_ISGID;
-    MountContext& context = context_of(request);
+/// takes its privileges; the kernel does not say which. Root's changes of bytes take capabilities alone. Who may not
+/// change the mode keeps to what he does by a descriptor that he had before.
+Result<void> resolve_empty(fuse_req_t request, const Attributes& file, AttributeChange& change) {
     const Caller caller = caller_of(request);
-    const auto attributes = context.fs->attributes(node);
-    if (!attributes) return std::unexpected(attributes.error());
-    const bool is_owner = caller.uid == 0 || caller.uid == attributes->uid;
-    const bool has_set_ids = !S_ISDIR(attributes->mode) && (attributes->mode & kSetIds) != 0;
-    if (!is_owner && has_set_ids && (attributes->mode & kOthersWrite) == 0) return fail(EPERM);
-    change.clears_privileges = caller.uid != 0 || context.stripped_node != node;
-    context.stripped_node = 0;
+    const bool is_writing = waits_in_write(static_cast<std::uint32_t>(::fuse_req_ctx(request)->pid));
+    const bool is_owner = caller.uid == 0 || caller.uid == file.uid;
+    const bool has_set_ids = !S_ISDIR(file.mode) && without_set_ids(request, file) != (file.mode & 07777);
+    if (!is_owner && has_set_ids && !is_writing) return fail(EPERM);
+    change.clears_privileges = caller.uid != 0 || !is_writing;
     change.ctime = now();
+    return {};
+}
+
+/// What the kernel does not say, and leaves to us.
+Result<void> complete_change(fuse_req_t request, fuse_ino_t node, bool is_empty, AttributeChange& change) {
+    const bool clears_set_ids = change.clears_privileges || change.uid || change.gid;
+    if (!is_empty && !clears_set_ids) return {};
+    const auto found = context_of(request).fs->attributes(node);
+    if (!found) return std::unexpected(found.error());
+    if (is_empty)
+        if (const auto resolved = resolve_empty(request, *found, change); !resolved) return resolved;
+    const bool keeps_group_alone = !S_ISDIR(found->mode) && (found->mode & (S_ISGID | S_IXGRP)) == S_ISGID;
+    if (keeps_group_alone && !change.mode && caller_of(request).uid != 0)
+        change.mode = without_set_ids(request, *found);
     return {};
 }
 
@@ -94,8 +130,8 @@ void op_setattr(fuse_req_t request, fuse_ino_t node, struct stat* attributes, in
     answer(request, [&]() -> Result<Attributes> {
         AttributeChange change = to_change(context_of(request).owners, *attributes, valid);
         change.clears_privileges = setattr_kills_privileges();
-        if ((valid & kAllFields) == 0)
-            if (const auto known = resolve_empty(request, node, change); !known) return std::unexpected(known.error());
+        if (const auto completed = complete_change(request, node, (valid & kAllFields) == 0, change); !completed)
+            return std::unexpected(completed.error());
         return union_of(request).set_attributes(node, change);
     });
 }
@@ -211,10 +247,7 @@ void op_copy_file_range(fuse_req_t request, fuse_ino_t from, off_t from_offset, 
 }
 
 void op_removexattr(fuse_req_t request, fuse_ino_t node, const char* name) {
-    answer(request, [&] {
-        if (name == std::string_view("security.capability")) context_of(request).stripped_node = node;
-        return union_of(request).remove_xattr(node, name);
-    });
+    answer(request, [&] { return union_of(request).remove_xattr(node, name); });
 }
 
 }  // namespace

@@ -113,7 +113,8 @@ Result<Entry> UnionFs::make_unnamed(NodeId parent, const NewNode& node, const Ca
     const std::lock_guard lock(impl_->mutex);
     if (const auto can = impl_->can_change(); !can) return std::unexpected(can.error());
     const auto directory = impl_->live_directory(parent);
-    if (!directory) return std::unexpected(directory.error());
+    if (!directory)
+        return std::unexpected(directory.error() == Errno{ENOENT} ? Errno{EPERM} : directory.error());  // As ext4.
     const auto mode = mode_to_make(node);
     if (!mode) return std::unexpected(mode.error());
     if (!S_ISREG(*mode)) return fail(EINVAL);

@@ -4,16 +4,21 @@
 #include "fuse/request_counts.h"
 #include "fuse/server_log.h"
 #include "fuse/transport.h"
+#include "fuse/waiting_call.h"
 #include "fuse/worker_pool.h"
 #include "store/error.h"
 #include "store/file.h"
 #include "support/catch.h"
 #include "support/temp_dir.h"
 
+#include <fcntl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <future>
+#include <thread>
 
 using namespace lamina;
 using namespace lamina::unionfs;
@@ -131,4 +136,31 @@ TEST_CASE("ordinary users share their mounts only where fuse.conf lets them", "[
     CHECK(user_may_allow_others(conf));
     write_text(conf, "user_allow_other");
     CHECK(user_may_allow_others(conf));
+}
+
+TEST_CASE("a thread that waits in a write is told from others", "[waiting_call]") {
+    std::array<int, 2> pipe{};
+    REQUIRE(::pipe2(pipe.data(), O_CLOEXEC) == 0);
+    const auto while_waiting = [](auto&& wait, auto&& end) {
+        std::promise<std::uint32_t> id;
+        std::thread thread([&] {
+            id.set_value(static_cast<std::uint32_t>(::syscall(SYS_gettid)));
+            wait();
+        });
+        const bool writes = waits_in_write(id.get_future().get());
+        end();
+        thread.join();
+        return writes;
+    };
+    std::array<char, 1> byte{};
+    CHECK_FALSE(while_waiting([&] { (void)!::read(pipe[0], byte.data(), 1); },
+                              [&] { (void)!::write(pipe[1], byte.data(), 1); }));
+    const int room = ::fcntl(pipe[1], F_GETPIPE_SZ);
+    const std::string all(static_cast<std::size_t>(room) + 1, 'x');
+    std::string sink(all.size(), '\0');
+    CHECK(while_waiting([&] { (void)!::write(pipe[1], all.data(), all.size()); },
+                        [&] { (void)!::read(pipe[0], sink.data(), sink.size()); }));
+    CHECK_FALSE(waits_in_write(0));
+    ::close(pipe[0]);
+    ::close(pipe[1]);
 }

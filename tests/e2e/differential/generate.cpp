@@ -117,6 +117,8 @@ private:
         for (auto* const list : {&paths_, &files_, &folders_})
             for (auto& path : *list)
                 if (path == from || path.starts_with(from + "/")) path = to + path.substr(from.size());
+        for (auto& [path, name] : path_xattrs_)
+            if (path == from || path.starts_with(from + "/")) path = to + path.substr(from.size());
     }
 
     std::uint64_t offset() {
@@ -229,8 +231,9 @@ private:
     unsigned actor_ = 0;
     std::array<std::map<std::string, char>, 2> slots_;             ///< What each process has probably open.
     std::array<std::map<std::string, std::string>, 2> folder_of_;  ///< By slot.
-    /// Target and name of what was named last, by the call's prefix.
-    std::array<std::map<std::string, std::pair<std::string, std::string>>, 2> last_xattrs_;
+    using Xattr = std::pair<std::string, std::string>;             ///< Where it was set, and its name.
+    std::vector<Xattr> path_xattrs_;
+    std::array<std::vector<Xattr>, 2> slot_xattrs_;
     std::array<std::set<std::string>, 2> mappings_;
     std::array<bool, 2> has_left_{};  ///< The folder that it began in.
     std::vector<std::string> paths_;
@@ -290,6 +293,7 @@ void Generator::lower() {
         entry.nanoseconds = chance(2) ? 0 : pick(1'000'000'000);
         if (entry.type == 'f') lower_data(entry);
         if (entry.type == 'f' || entry.type == 'd') lower_xattrs(entry);
+        for (const auto& [xattr, value] : entry.xattrs) path_xattrs_.emplace_back(entry.path, xattr);
         if (entry.type == 'l') entry.target = chance(4) ? "/" + old_path() : chance(3) ? "../" + name() : old_path();
         if (entry.type == 'h') entry.target = files_[pick(unsigned(files_.size()))];
         remember(entry.path, entry.type == 'h' ? 'f' : entry.type);
@@ -460,19 +464,22 @@ void Generator::say_attributes() {
 
 void Generator::say_xattr() {
     const std::string prefix = one_of(std::array{"", "", "l", "f"});
+    auto& known = prefix == "f" ? slot_xattrs_[actor_] : path_xattrs_;
     std::string target = prefix == "f" ? file_slot() : chance(2) ? file_path() : old_path();
     std::string name = xattr_name();
-    if (auto& last = last_xattrs_[actor_]; pick(6) >= 3 && last.contains(prefix) && chance(2)) {
-        std::tie(target, name) = last[prefix];
-    } else {
-        last[prefix] = {target, name};
+    const unsigned what = pick(6);
+    if (what < 3) {
+        known.emplace_back(from_root(target), name);
+        say({prefix + "setxattr", target, name, xattr_value(name),
+             one_of(std::array{"-", "-", "-", "create", "replace"})});
+        if (chance(3)) say({prefix + (chance(2) ? "getxattr" : "removexattr"), target, name});
+        return;
     }
-    switch (pick(6)) {
-        case 0:
-        case 1:
-        case 2:
-            return say({prefix + "setxattr", target, name, xattr_value(name),
-                        one_of(std::array{"-", "-", "-", "create", "replace"})});
+    if (!known.empty() && !chance(4)) {
+        std::tie(target, name) = known[pick(unsigned(known.size()))];
+        if (prefix != "f") target = from_here(target);
+    }
+    switch (what) {
         case 3:
             return say({prefix + "getxattr", target, name});
         case 4:
