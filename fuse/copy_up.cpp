@@ -102,6 +102,28 @@ Result<void> CopyUp::put_quietly(const Spot& built, NodeId parent, const Spot& a
 
 Result<void> CopyUp::node(NodeId node, std::uint64_t size_limit_bytes) {
     if (tree_.is_kept(node)) return complete_data(node);
+    return bring(node, {.limit = size_limit_bytes});
+}
+
+Result<void> CopyUp::inode(NodeId node) {
+    if (tree_.is_kept(node)) return {};
+    const auto can_stay = can_stay_below(node);
+    if (!can_stay) return std::unexpected(can_stay.error());
+    return bring(node, {.stay_below = *can_stay});
+}
+
+/// The next mount finds the bytes by the name: only what has one, and that where it always was.
+Result<bool> CopyUp::can_stay_below(NodeId node) const {
+    if (!options_.makes_metacopy) return false;
+    const auto found = tree_.records().attributes(node);
+    if (!found) return std::unexpected(found.error());
+    if (!S_ISREG(found->mode) || found->size_bytes == 0 || found->nlink == 0 || tree_.index_name(node)) return false;
+    const auto visible = visible_name(node);
+    if (!visible) return std::unexpected(visible.error());
+    return visible->has_value();
+}
+
+Result<void> CopyUp::bring(NodeId node, const Bytes& bytes) {
     const auto found = tree_.records().attributes(node);
     if (!found) return std::unexpected(found.error());
     if (S_ISDIR(found->mode)) {
@@ -118,27 +140,27 @@ Result<void> CopyUp::node(NodeId node, std::uint64_t size_limit_bytes) {
         at = Spot{std::move(*opened), (*visible)->name};
     }
     const Spot built = tree_.work(UpperTree::work_name(node));
-    if (const auto made = build(node, built, size_limit_bytes); !made) {
-        (void)unlink_at(built);
-        return made;
-    }
+    auto done = build(node, built, bytes);
+    if (done) done = give_names(node, built, at, *visible, bytes);
+    if (!done) (void)unlink_at(built);
+    return done;
+}
+
+Result<void> CopyUp::give_names(NodeId node, const Spot& built, const std::optional<Spot>& at,
+                                const std::optional<UpperTree::Place>& visible, const Bytes& bytes) {
+    const auto found = tree_.records().attributes(node);
+    if (!found) return std::unexpected(found.error());
     const auto index = tree_.index_name(node);
     if (index && found->nlink > 0) {  // Whole with this step; the name is for readers that know no index.
-        if (const auto put = rename_at(built, tree_.index(*index), RENAME_NOREPLACE); !put) {
-            (void)unlink_at(built);
-            return put;
-        }
+        if (const auto put = rename_at(built, tree_.index(*index), RENAME_NOREPLACE); !put) return put;
         if (const auto put = tree_.put(node, UpperTree::Place{UpperTree::kInIndex, *index}); !put) return put;
-        if (at) (void)put_quietly(tree_.index(*index), (*visible)->parent, *at, true);
+        if (at) (void)put_quietly(tree_.index(*index), visible->parent, *at, true);
         (void)mark_links(node, 'U');  // For a reader that cannot open file handles, and so cannot ask below.
         return {};
     }
     if (!at) return tree_.put(node, UpperTree::Place{UpperTree::kInWork, built.name});
-    if (const auto put = put_quietly(built, (*visible)->parent, *at, false); !put) {
-        (void)unlink_at(built);
-        return put;
-    }
-    return tree_.put(node, *visible);
+    if (const auto put = put_quietly(built, visible->parent, *at, false); !put) return put;
+    return tree_.put(node, visible, bytes.stay_below);
 }
 
 Result<Spot> CopyUp::name(NodeId node, NodeId parent, std::string_view name) {
@@ -165,10 +187,10 @@ Result<std::optional<UpperTree::Place>> CopyUp::visible_name(NodeId node) const 
     return UpperTree::Place{place->parent, std::string(place->name)};
 }
 
-Result<void> CopyUp::build(NodeId node, const Spot& at, std::uint64_t size_limit_bytes) const {
+Result<void> CopyUp::build(NodeId node, const Spot& at, const Bytes& bytes) const {
     const auto found = tree_.records().attributes(node);
     if (!found) return std::unexpected(found.error());
-    if (S_ISREG(found->mode)) return build_file(node, at, std::min(found->size_bytes, size_limit_bytes));
+    if (S_ISREG(found->mode)) return build_file(node, at, {std::min(found->size_bytes, bytes.limit), bytes.stay_below});
     if (S_ISLNK(found->mode)) {
         const auto target = tree_.view().link_target(node);
         if (!target) return std::unexpected(target.error());
@@ -182,14 +204,18 @@ Result<void> CopyUp::build(NodeId node, const Spot& at, std::uint64_t size_limit
     return mark_origin(node, *inode);
 }
 
-Result<void> CopyUp::build_file(NodeId node, const Spot& at, std::uint64_t size_bytes) const {
+Result<void> CopyUp::build_file(NodeId node, const Spot& at, const Bytes& bytes) const {
     const auto file = create_at(at);
     if (!file) return std::unexpected(file.error());
-    if (const auto copied = copy_data(node, file->get(), size_bytes); !copied) return copied;
+    const auto filled =
+        bytes.stay_below ? resize_file(file->get(), bytes.limit) : copy_data(node, file->get(), bytes.limit);
+    if (!filled) return filled;
     const UpperInode inode(file->get());
+    if (bytes.stay_below)
+        if (const auto marked = inode.set_xattr(tree_.mark(kMetacopySuffix), ""); !marked) return marked;
     if (const auto marked = mark_origin(node, inode); !marked) return marked;
     if (const auto copied = copy_attributes(node, inode); !copied) return copied;
-    if (options_.is_volatile) return {};
+    if (options_.is_volatile || bytes.stay_below) return {};
     return sync_data(file->get());
 }
 

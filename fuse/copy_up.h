@@ -20,7 +20,8 @@ namespace lamina::unionfs {
 class CopyUp {
 public:
     struct Options {
-        bool is_volatile = false;  ///< Copies are not synced before they get their name.
+        bool is_volatile = false;     ///< Copies are not synced before they get their name.
+        bool makes_metacopy = false;  ///< inode() leaves the bytes of files below.
     };
     CopyUp(UpperTree& tree, Options options) : tree_(tree), options_(options) {}
 
@@ -29,6 +30,8 @@ public:
     /// `size_limit_bytes`: of a file, what lies behind it is not copied: the copy is cut there.
     static constexpr std::uint64_t kWhole = std::numeric_limits<std::uint64_t>::max();
     Result<void> node(NodeId node, std::uint64_t size_limit_bytes = kWhole);
+    /// For a change of its attributes: a file's bytes may stay below.
+    Result<void> inode(NodeId node);
     /// An inode under one of its names, so that this name is there in the upper. Its place.
     Result<Spot> name(NodeId node, NodeId parent, std::string_view name);
 
@@ -43,8 +46,17 @@ public:
 
 private:
     Result<void> copy_folder(NodeId directory);
-    Result<void> build(NodeId node, const Spot& at, std::uint64_t size_limit_bytes) const;
-    Result<void> build_file(NodeId node, const Spot& at, std::uint64_t size_bytes) const;
+    /// What comes into the upper of a file's bytes.
+    struct Bytes {
+        std::uint64_t limit = kWhole;
+        bool stay_below = false;
+    };
+    Result<void> bring(NodeId node, const Bytes& bytes);
+    Result<void> give_names(NodeId node, const Spot& built, const std::optional<Spot>& at,
+                            const std::optional<UpperTree::Place>& visible, const Bytes& bytes);
+    Result<bool> can_stay_below(NodeId node) const;
+    Result<void> build(NodeId node, const Spot& at, const Bytes& bytes) const;
+    Result<void> build_file(NodeId node, const Spot& at, const Bytes& bytes) const;
     Result<void> copy_data(NodeId node, int to, std::uint64_t size_bytes) const;
     Result<void> copy_segment(int from, int to, const struct DataRange& range) const;
     Result<void> copy_from_view(NodeId node, int to, std::uint64_t size_bytes) const;

@@ -41,7 +41,7 @@ DirectoryKeeper::DirectoryKeeper(StackView& view, ChangeSet& changes, Folders fo
       upper_(std::move(folders.upper)),
       options_(options),
       tree_(view, changes, std::move(folders.work)),
-      copy_up_(tree_, {.is_volatile = options.is_volatile}) {}
+      copy_up_(tree_, {.is_volatile = options.is_volatile, .makes_metacopy = options.makes_metacopy}) {}
 
 Result<void> DirectoryKeeper::act(const change::Change& change) {
     moved_.clear();
@@ -147,7 +147,7 @@ void DirectoryKeeper::complete(Attributes& attributes) const {
     attributes.ctime = time_of(status->stx_ctime);
     if (status->stx_mask & STATX_BTIME) attributes.birth = time_of(status->stx_btime);
     if (S_ISDIR(attributes.mode)) attributes.size_bytes = status->stx_size;
-    attributes.allocated_bytes = status->stx_blocks * 512;
+    if (!tree_.has_data_below(attributes.node)) attributes.allocated_bytes = status->stx_blocks * 512;
 }
 
 void DirectoryKeeper::drop(NodeId node) noexcept {
@@ -160,11 +160,12 @@ void DirectoryKeeper::drop(NodeId node) noexcept {
 // Data.
 
 /// False: the inode has no place in the upper and gets none, because it is a directory that was removed.
-Result<bool> DirectoryKeeper::bring_up(NodeId node, std::uint64_t size_limit_bytes) {
+Result<bool> DirectoryKeeper::bring_up(NodeId node, For what, std::uint64_t size_limit_bytes) {
     const auto found = records_.attributes(node);
     if (!found) return std::unexpected(found.error());
     if (S_ISDIR(found->mode) && found->nlink == 0) return false;
-    if (const auto brought = copy_up_.node(node, size_limit_bytes); !brought) return std::unexpected(brought.error());
+    const auto brought = what == For::data ? copy_up_.node(node, size_limit_bytes) : copy_up_.inode(node);
+    if (!brought) return std::unexpected(brought.error());
     if (const auto owned = tree_.own(node); !owned) return std::unexpected(owned.error());
     return true;
 }
@@ -189,7 +190,7 @@ Result<void> DirectoryKeeper::clear_privileges(NodeId node, bool clears_set_ids,
 
 Result<std::size_t> DirectoryKeeper::write(const change::Write& write, std::span<const std::byte> data) {
     moved_.clear();
-    if (const auto brought = bring_up(write.node); !brought) return std::unexpected(brought.error());
+    if (const auto brought = bring_up(write.node, For::data); !brought) return std::unexpected(brought.error());
     const auto file = open_cached(write.node, true);
     if (!file) return std::unexpected(file.error());
     if (write.is_mapped) return write_mapped(write, (*file)->get(), data);
@@ -217,7 +218,7 @@ Result<std::size_t> DirectoryKeeper::write_mapped(const change::Write& write, in
 }
 
 Result<void> DirectoryKeeper::resize(const change::Resize& resize) {
-    if (const auto brought = bring_up(resize.node, resize.size_bytes); !brought)
+    if (const auto brought = bring_up(resize.node, For::data, resize.size_bytes); !brought)
         return std::unexpected(brought.error());
     const auto file = open_cached(resize.node, true);
     if (!file) return std::unexpected(file.error());
@@ -228,7 +229,7 @@ Result<void> DirectoryKeeper::resize(const change::Resize& resize) {
 
 Result<void> DirectoryKeeper::allocate(NodeId file, int mode, const Range& range) {
     moved_.clear();
-    if (const auto brought = bring_up(file); !brought) return std::unexpected(brought.error());
+    if (const auto brought = bring_up(file, For::data); !brought) return std::unexpected(brought.error());
     const auto opened = open_cached(file, true);
     if (!opened) return std::unexpected(opened.error());
     const int fd = (*opened)->get();
@@ -267,7 +268,7 @@ Result<void> DirectoryKeeper::put_owner_and_mode(const UpperInode& inode, const 
 }
 
 Result<void> DirectoryKeeper::set_attributes(const change::SetAttributes& set) {
-    const auto brought = bring_up(set.node);
+    const auto brought = bring_up(set.node, For::attributes);
     if (!brought) return std::unexpected(brought.error());
     if (!*brought) return {};
     const auto before = records_.attributes(set.node);
@@ -285,7 +286,7 @@ Result<void> DirectoryKeeper::set_attributes(const change::SetAttributes& set) {
 
 Result<void> DirectoryKeeper::set_xattr(const change::SetXattr& set) {
     if (!shown_xattr_name(stored_xattr_name(set.name))) return fail(EPERM);
-    const auto brought = bring_up(set.node);
+    const auto brought = bring_up(set.node, For::attributes);
     if (!brought) return std::unexpected(brought.error());
     if (!*brought) return {};
     const auto inode = tree_.inode(set.node);
@@ -294,7 +295,7 @@ Result<void> DirectoryKeeper::set_xattr(const change::SetXattr& set) {
 }
 
 Result<void> DirectoryKeeper::remove_xattr(const change::RemoveXattr& remove) {
-    const auto brought = bring_up(remove.node);
+    const auto brought = bring_up(remove.node, For::attributes);
     if (!brought) return std::unexpected(brought.error());
     if (!*brought) return {};
     const auto inode = tree_.inode(remove.node);

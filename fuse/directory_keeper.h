@@ -25,6 +25,7 @@ class DirectoryKeeper final : public Keeper, public FileKeeper {
 public:
     struct Options {
         bool is_volatile = false;          ///< Syncs nothing, as overlayfs' option of that name.
+        bool makes_metacopy = false;       ///< A change of attributes leaves a file's bytes below.
         std::size_t open_file_limit = 64;  ///< Descriptors of files kept open for the next read or write.
     };
     /// `upper`: the view's first source, opened O_RDONLY; `work`: the folder of workdir=, on the same file system.
@@ -98,7 +99,8 @@ private:
     Result<void> remove_xattr(const change::RemoveXattr& remove);
     Result<void> clear_privileges(NodeId node, bool clears_set_ids, const UpperInode& inode);
     Result<std::size_t> write_mapped(const change::Write& write, int fd, std::span<const std::byte> data);
-    Result<bool> bring_up(NodeId node, std::uint64_t size_limit_bytes = CopyUp::kWhole);
+    enum class For { data, attributes };
+    Result<bool> bring_up(NodeId node, For what, std::uint64_t size_limit_bytes = CopyUp::kWhole);
     Result<OpenFile> open_cached(NodeId file, bool is_for_writing);
     void remember(NodeId node, store::UniqueFd fd, bool is_writable);
     void close_cached(NodeId node) noexcept;

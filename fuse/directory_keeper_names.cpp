@@ -110,7 +110,7 @@ Result<void> DirectoryKeeper::install(const Spot& built, const Spot& at, bool is
 }
 
 Result<void> DirectoryKeeper::link(const change::Link& link) {
-    const auto brought = bring_up(link.node);
+    const auto brought = bring_up(link.node, For::data);
     if (!brought) return std::unexpected(brought.error());
     const auto folder = copy_up_.folder(link.parent);
     if (!folder) return std::unexpected(folder.error());

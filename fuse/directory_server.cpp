@@ -157,7 +157,9 @@ void DirectoryServer::Impl::run_server(const std::function<void()>& on_ready) {
         keeper_ = std::make_unique<DirectoryKeeper>(
             *view_, *changes_,
             DirectoryKeeper::Folders{.upper = copy_of(folders_.upper), .work = copy_of(folders_.work)},
-            DirectoryKeeper::Options{.is_volatile = options_.stack.is_volatile});
+            DirectoryKeeper::Options{.is_volatile = options_.stack.is_volatile,
+                                     // overlayfs follows none of the user's attributes of that kind.
+                                     .makes_metacopy = options_.stack.makes_metacopy && !folders_.has_user_xattrs});
     } else {
         keeper_ = std::make_unique<NoKeeper>();
     }

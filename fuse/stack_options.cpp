@@ -151,6 +151,7 @@ bool apply_stack_option(StackMountOptions& options, std::string_view name, const
         options.follows_redirects = *value != "nofollow";
     } else if (name == "metacopy") {
         options.follows_metacopy = *value != "off";
+        options.makes_metacopy = *value == "on";
     } else if (name == "fsync") {
         options.is_volatile = options.is_volatile || *value == "0";
     } else {

@@ -35,6 +35,7 @@ struct StackMountOptions {
     bool has_user_xattrs = false;  ///< userxattr
     bool follows_redirects = true;
     bool follows_metacopy = true;
+    bool makes_metacopy = false;
     bool is_volatile = false;  ///< volatile, or fsync=0: nothing is synced.
 
     bool has_images() const noexcept { return !images_above.empty() || !images_below.empty(); }

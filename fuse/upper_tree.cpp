@@ -136,7 +136,7 @@ Result<void> UpperTree::put_stat_beside(const UpperInode& inode, const Owner& ow
     return inode.set_xattr(view_.override_stat_xattr(), override_stat_text(stat));
 }
 
-Result<void> UpperTree::put(NodeId node, const std::optional<Place>& place) {
+Result<void> UpperTree::put(NodeId node, const std::optional<Place>& place, bool has_data_below) {
     try {
         Arena& arena = records_.arena();
         if (const auto reserved = arena.reserve(kReservedBytes, kReservedBytes); !reserved) return reserved;
@@ -144,6 +144,7 @@ Result<void> UpperTree::put(NodeId node, const std::optional<Place>& place) {
         const auto inode = records_.own_inode(node);
         if (!inode) return std::unexpected(inode.error());
         records_.set_kept(*inode, place ? place->parent : 0, place ? std::string_view(place->name) : "");
+        if (has_data_below) records_.set_data_below(*inode, true);
         transaction.commit();
         if (!place)
             view_.gone(node);

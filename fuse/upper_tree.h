@@ -60,7 +60,8 @@ public:
 
     /// Records where a node lies from now on; nullopt: not in the upper any more. A transaction of its own, or a part
     /// of the open one.
-    Result<void> put(NodeId node, const std::optional<Place>& place);
+    /// `has_data_below`: a file's bytes are still the view's.
+    Result<void> put(NodeId node, const std::optional<Place>& place, bool has_data_below = false);
     /// Of what the view says that it lies in the upper: puts that into the records, with what the view knows only as
     /// long as the inode's file stays as and where it is. Before the first change of such an inode.
     Result<void> own(NodeId node);

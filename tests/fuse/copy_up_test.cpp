@@ -405,6 +405,60 @@ TEST_CASE("a file whose data is still below is read there until its data changes
     CHECK(read_file(kernel.path() + "/d/written") == "FROM below");
 }
 
+TEST_CASE("with metacopy=on a change of attributes stores no bytes, and a later one of bytes stores all",
+          "[fuse][upper][copyup]") {
+    constexpr std::uint64_t kSize = 1 << 20;
+    const std::string bytes(kSize, 'b');
+    Stage stage([&](const std::string& directory) {
+        for (const char* name : {"/moded", "/owned", "/timed", "/tagged", "/cut", "/written", "/moved", "/removed"})
+            write_file(directory + name, bytes);
+        write_file(directory + "/linked", bytes);
+        REQUIRE(::link((directory + "/linked").c_str(), (directory + "/twin").c_str()) == 0);
+    });
+    stage.folders.makes_metacopy = true;
+    stage.remount();
+    const auto stored = [&](const char* name) {
+        struct stat status {};
+        REQUIRE(::lstat(stage.upper(name).c_str(), &status) == 0);
+        CHECK(static_cast<std::uint64_t>(status.st_size) == kSize);
+        return static_cast<std::uint64_t>(status.st_blocks) * 512;
+    };
+    const auto change = [&](const char* name, const unionfs::AttributeChange& to) {
+        REQUIRE(stage.at->fs->set_attributes(stage.at->find(name), to));
+    };
+    const std::uint64_t shown = stage.at->stat("/d/moded").allocated_bytes;
+    change("/d/moded", {.mode = 0600});
+    change("/d/owned", {.uid = 0, .gid = 7});
+    change("/d/timed", {.mtime = Timestamp{.seconds = -5, .nanoseconds = 1}});
+    for (const char* name : {"/d/tagged", "/d/cut", "/d/written", "/d/moved", "/d/removed", "/d/linked"})
+        stage.copy_up(name);
+    for (const char* name : {"d/moded", "d/timed", "d/tagged", "d/cut", "d/written", "d/moved", "d/removed"})
+        CHECK(stored(name) < kSize / 8);
+    CHECK(stage.at->stat("/d/moded").allocated_bytes == shown);
+    CHECK(stored("d/linked") >= kSize);  // Its other name would not find the bytes.
+    const auto held = stage.at->fs->lookup(stage.at->find("/d"), "removed");
+    REQUIRE(stage.at->unlink("/d/removed") == 0);
+    CHECK(stage.at->read_node((*held)->attributes.node) == bytes);
+    change("/d/cut", {.size_bytes = 100});
+    CHECK(*stage.at->write("/d/written", 0, "B") == 1);
+    REQUIRE(stage.at->rename("/d/moved", "/moved") == 0);
+    CHECK(stored("d/written") >= kSize);
+    for (int round = 0; round < 2; ++round) {
+        CHECK(stage.at->read("/d/cut") == bytes.substr(0, 100));
+        CHECK(stage.at->read("/d/written") == "B" + bytes.substr(1));
+        for (const char* name : {"/d/moded", "/d/timed", "/d/tagged", "/moved", "/d/twin"})
+            CHECK(stage.at->read(name) == bytes);
+        CHECK(stage.at->stat("/d/moded").mode == (S_IFREG | 0600));
+        CHECK(stage.at->stat("/d/timed").mtime.seconds == -5);
+        stage.remount();
+    }
+    if (!test::KernelOverlay::is_possible()) return;
+    stage.at.reset();
+    const test::KernelMount kernel(stage.folders, "redirect_dir=on,index=on,metacopy=on");
+    for (const char* name : {"/d/moded", "/d/timed", "/d/tagged", "/moved", "/d/twin"})
+        CHECK(read_file(kernel.path() + name) == bytes);
+}
+
 TEST_CASE("a server without privilege changes also what its user has made read-only", "[fuse][upper][copyup]") {
     constexpr uid_t kUser = 1234;
     if (::geteuid() != 0) return;

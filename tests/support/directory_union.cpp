@@ -18,7 +18,8 @@ store::UniqueFd open_folder(const std::string& path, int flags) {
 
 DirectoryFolders make_folders(const std::string& folder) {
     for (const char* name : {"/lower", "/upper", "/work"}) REQUIRE(::mkdir((folder + name).c_str(), 0755) == 0);
-    return {.lowers = {folder + "/lower"}, .upper = folder + "/upper", .work = folder + "/work"};
+    return {
+        .lowers = {folder + "/lower"}, .upper = folder + "/upper", .work = folder + "/work", .makes_metacopy = false};
 }
 
 DirectoryUnion::DirectoryUnion(const DirectoryFolders& folders, bool is_user) {
@@ -36,7 +37,7 @@ DirectoryUnion::DirectoryUnion(const DirectoryFolders& folders, bool is_user) {
     keeper = std::make_unique<unionfs::DirectoryKeeper>(
         *view, *changes,
         unionfs::DirectoryKeeper::Folders{open_folder(folders.upper, O_RDONLY), open_folder(folders.work, O_PATH)},
-        unionfs::DirectoryKeeper::Options{.is_volatile = true});
+        unionfs::DirectoryKeeper::Options{.is_volatile = true, .makes_metacopy = folders.makes_metacopy});
     fs = std::make_unique<unionfs::UnionFs>(*view, *changes, keeper.get());
 }
 

@@ -17,6 +17,7 @@ struct DirectoryFolders {
     std::vector<std::string> lowers;
     std::string upper;
     std::string work;
+    bool makes_metacopy = false;
 };
 /// Makes lower/, upper/ and work/ in a folder.
 DirectoryFolders make_folders(const std::string& folder);
