@@ -65,6 +65,9 @@ Result<std::unique_ptr<Arena>> Arena::attach(store::UniqueFd arena_file) {
     if (!arena) return arena;
     if (const auto mapped = (*arena)->check_and_map(); !mapped) return std::unexpected(mapped.error());
     (*arena)->undo_to(0);
+    static_assert(format::kAnswerSlots == 64);
+    for (std::size_t slot = 0; slot < format::kAnswerSlots; ++slot)
+        if ((*arena)->answers()[slot].unique != 0) (*arena)->former_answers_ |= std::uint64_t{1} << slot;
     return arena;
 }
 
@@ -242,39 +245,45 @@ void Arena::put_on_free_lists() {
     freed_.clear();
 }
 
-std::uint32_t Arena::root() const noexcept {
-    return static_cast<std::uint32_t>(header().root);
+std::uint32_t Arena::root(Root which) const noexcept {
+    return header().roots[static_cast<std::size_t>(which)];
 }
 
-void Arena::set_root(std::uint32_t index) {
-    set(header().root, index);
+void Arena::set_root(std::uint32_t index, Root which) {
+    set(header().roots[static_cast<std::size_t>(which)], index);
 }
 
-format::Answer& Arena::answer_slot(std::size_t slot) const noexcept {
-    std::byte* const at = base_ + format::kAnswersOffset + slot * sizeof(format::Answer);
-    return *static_cast<format::Answer*>(static_cast<void*>(at));
+std::span<format::Answer, format::kAnswerSlots> Arena::answers() const noexcept {
+    auto* const first = static_cast<format::Answer*>(static_cast<void*>(base_ + format::kAnswersOffset));
+    return std::span<format::Answer, format::kAnswerSlots>(first, format::kAnswerSlots);
 }
 
-void Arena::seal(std::uint64_t unique, std::span<const std::byte> answer) {
-    if (answer.size() > format::kMaxAnswerBytes)
-        throw store::Error(store::Errc::internal, "an answer too long to seal");
-    format::Answer& slot = answer_slot(header().answer_count % format::kAnswerSlots);
-    save(&slot, sizeof slot);
-    slot.unique = unique;
-    slot.size_bytes = static_cast<std::uint32_t>(answer.size());
-    std::ranges::copy(answer, slot.bytes.begin());
-    step();
-    set(header().answer_count, header().answer_count + 1);
-}
-
-std::optional<std::vector<std::byte>> Arena::sealed(std::uint64_t unique) const {
-    const std::uint64_t used = std::min<std::uint64_t>(header().answer_count, format::kAnswerSlots);
-    for (std::size_t slot = 0; slot < used; ++slot) {
-        const format::Answer& answer = answer_slot(slot);
-        if (answer.unique == unique && answer.size_bytes <= format::kMaxAnswerBytes)
-            return std::vector(answer.bytes.begin(), answer.bytes.begin() + answer.size_bytes);
+std::size_t Arena::seal(std::uint64_t unique, std::uint64_t value) {
+    const auto slots = answers();
+    for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+        if (std::atomic_ref(slots[slot].unique).load(std::memory_order_relaxed) != 0) continue;
+        slots[slot].value = value;  // Of a free slot: nobody looks at it.
+        set(slots[slot].unique, unique);
+        return slot;
     }
+    throw store::Error(store::Errc::internal, "no room for an answer");
+}
+
+std::optional<Arena::Sealed> Arena::sealed(std::uint64_t unique) const noexcept {
+    const auto slots = answers();
+    for (std::size_t slot = 0; slot < slots.size(); ++slot)
+        if (slots[slot].unique == unique) return Sealed{.slot = slot, .value = slots[slot].value};
     return std::nullopt;
+}
+
+void Arena::answered(std::size_t slot, std::uint64_t unique) noexcept {
+    std::atomic_ref(answers()[slot].unique).compare_exchange_strong(unique, 0);
+    if (former_answers_ != 0) former_answers_ &= ~(std::uint64_t{1} << slot);
+}
+
+void Arena::forget_former_answers() noexcept {
+    for (std::size_t slot = 0; former_answers_ != 0; ++slot, former_answers_ >>= 1)
+        if ((former_answers_ & 1) != 0) std::atomic_ref(answers()[slot].unique).store(0);
 }
 
 }  // namespace lamina::unionfs

@@ -104,13 +104,27 @@ public:
         freed_.push_back({ref.index, arena_format::size_class(sizeof(T) + extra_bytes)});
     }
 
-    std::uint32_t root() const noexcept;
-    void set_root(std::uint32_t index);
+    /// Whose first record it is.
+    enum class Root { changes, keeper, view };
+    std::uint32_t root(Root which = Root::changes) const noexcept;
+    void set_root(std::uint32_t index, Root which = Root::changes);
 
-    /// Stores the answer to a request as a part of the transaction: a next server finds it exactly if the change
-    /// was made. The last kAnswerSlots are kept. At most kMaxAnswerBytes.
-    void seal(std::uint64_t unique, std::span<const std::byte> answer);
-    std::optional<std::vector<std::byte>> sealed(std::uint64_t unique) const;
+    /// Says, as a part of the transaction, that the request `unique` (not 0) is carried out by it, and what is needed
+    /// to answer it: a next server finds that exactly if the change was made. Kept until answered(); there is room for
+    /// kAnswerSlots, more than threads can have requests in hand. Throws internal when there is none. Returns the slot.
+    std::size_t seal(std::uint64_t unique, std::uint64_t value);
+    struct Sealed {
+        std::size_t slot = 0;
+        std::uint64_t value = 0;
+    };
+    std::optional<Sealed> sealed(std::uint64_t unique) const noexcept;
+    /// The kernel has the answer. Needs no transaction. Nothing happens where the slot is another request's.
+    void answered(std::size_t slot, std::uint64_t unique) noexcept;
+    /// No request that a former process had is open any more. Before a second thread seals or answers.
+    void forget_former_answers() noexcept;
+
+    /// A page for what servers and holder tell each other (session_page.h); zeros at first.
+    std::byte* session_bytes() noexcept { return base_ + arena_format::kSessionOffset; }
 
     static void step() {
         std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -136,12 +150,13 @@ private:
     arena_format::Header& header() const noexcept {
         return *static_cast<arena_format::Header*>(static_cast<void*>(base_));
     }
-    arena_format::Answer& answer_slot(std::size_t slot) const noexcept;
+    std::span<arena_format::Answer, arena_format::kAnswerSlots> answers() const noexcept;
 
     store::UniqueFd file_;
-    std::byte* base_ = nullptr;      // kMaxBytes of addresses.
-    std::vector<FreedBlock> freed_;  // Of the open transaction; reused only after it.
-    unsigned depth_ = 0;             // Open transactions.
+    std::byte* base_ = nullptr;         // kMaxBytes of addresses.
+    std::vector<FreedBlock> freed_;     // Of the open transaction; reused only after it.
+    unsigned depth_ = 0;                // Open transactions.
+    std::uint64_t former_answers_ = 0;  // Slots that a former process has sealed, a bit each.
 };
 
 }  // namespace lamina::unionfs

@@ -9,15 +9,17 @@
 namespace lamina::unionfs::arena_format {
 
 inline constexpr std::uint64_t kMagic = 0x31414e4552414d4cU;  // "LMARENA1", read as little endian.
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 2;
 inline constexpr std::uint64_t kUnitBytes = 16;                            ///< References count in these.
 inline constexpr std::uint64_t kMaxBytes = kUnitBytes << 32;               ///< What a 32-bit reference reaches: 64 GiB.
-inline constexpr std::uint64_t kAnswersOffset = 4096;                      ///< The ring of sealed answers.
+inline constexpr std::uint64_t kAnswersOffset = 4096;                      ///< Sealed answers.
+inline constexpr std::uint64_t kSessionOffset = 8192;                      ///< One page, see session_page.h.
+inline constexpr std::uint64_t kSessionBytes = 4096;
 inline constexpr std::uint64_t kLogOffset = std::uint64_t{64} << 10;       ///< Undo log; grows towards kDataOffset.
 inline constexpr std::uint64_t kDataOffset = std::uint64_t{1} << 30;       ///< Blocks.
 inline constexpr std::uint64_t kGrowUnitBytes = std::uint64_t{256} << 10;  ///< Log and data grow in these.
 inline constexpr std::size_t kAnswerSlots = 64;
-inline constexpr std::size_t kMaxAnswerBytes = 240;
+inline constexpr std::size_t kRoots = 4;
 
 /// Blocks are 16, 32 ... 256 bytes, then four sizes for each doubling, up to 128 KiB.
 inline constexpr std::size_t kSmallClasses = 16;
@@ -48,21 +50,19 @@ struct Header {
     std::uint64_t log_end;         ///< Offset in the file up to which the log has room.
     std::uint64_t data_used_end;   ///< Offset of the first block that was never used.
     std::uint64_t data_end;        ///< Offset up to which blocks have room.
-    std::uint64_t root;            ///< Reference of the owner's first record.
-    std::uint64_t answer_count;    ///< Answers ever sealed; the next goes to slot answer_count % kAnswerSlots.
+    std::array<std::uint32_t, kRoots> roots;             ///< References of the owners' first records.
     std::array<std::uint32_t, kSizeClasses> free_heads;  ///< First free block of each size; its first word is the next.
 };
 static_assert(sizeof(Header) == 64 + 4 * kSizeClasses && sizeof(Header) <= kAnswersOffset);
 static_assert(offsetof(Header, log_used_bytes) == 16 && offsetof(Header, free_heads) == 64);
 
 struct Answer {
-    std::uint64_t unique;
-    std::uint32_t size_bytes;
-    std::uint32_t reserved;
-    std::array<std::byte, kMaxAnswerBytes> bytes;
+    std::uint64_t unique;  ///< The request's number; 0: the slot is free.
+    std::uint64_t value;
 };
-static_assert(sizeof(Answer) == 256);
-static_assert(kAnswersOffset + kAnswerSlots * sizeof(Answer) <= kLogOffset);
+static_assert(sizeof(Answer) == 16);
+static_assert(kAnswersOffset + kAnswerSlots * sizeof(Answer) <= kSessionOffset);
+static_assert(kSessionOffset + kSessionBytes <= kLogOffset);
 
 /// Behind the saved bytes (padded to 8) of each entry of the log, so that it is read from its end.
 struct LogTrailer {

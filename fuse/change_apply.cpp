@@ -89,6 +89,7 @@ Result<void> ChangeApplier::operator()(const change::Make& make) {
     const bool is_unnamed = make.name.empty();
     if (make.node != records_.set().next_node || !is_valid_type(make.mode)) return fail(EINVAL);
     if ((is_unnamed && !S_ISREG(make.mode)) || (!is_unnamed && !is_valid_name(make.name))) return fail(EINVAL);
+    done_once_ = make.node;
     const Inode inode = records_.make_inode(make.node);
     arena_.set(records_.set().next_node, make.node + 1);
     InodeRecord& fresh = arena_.fresh(inode);
@@ -130,6 +131,7 @@ Result<void> ChangeApplier::operator()(const change::Link& link) {
     if (!parent) return std::unexpected(parent.error());
     const auto inode = own(link.node);
     if (!inode) return std::unexpected(inode.error());
+    done_once_ = link.node;
     if (!is_valid_name(link.name) || get(*inode).is_directory() || get(*inode).nlink >= kMaxLinks) return fail(EINVAL);
     const auto old = records_.resolve(link.parent, link.name);
     if (!old) return std::unexpected(old.error());
@@ -147,6 +149,7 @@ Result<void> ChangeApplier::unlink(Inode parent, NodeId node, const Timestamp& t
     const auto inode = own(node);
     if (!inode) return std::unexpected(inode.error());
     if (get(*inode).nlink == 0) return fail(EINVAL);
+    done_once_ = node;
     arena_.set(get(*inode).ctime, time);
     if (!get(*inode).is_directory()) {
         add_links(*inode, -1);
@@ -188,6 +191,7 @@ Result<bool> ChangeApplier::lies_in(NodeId directory, NodeId ancestor) const {
 }
 
 Result<void> ChangeApplier::operator()(const change::Rename& rename) {
+    done_once_ = 0;
     const auto from = own_directory(rename.old_parent);
     if (!from) return std::unexpected(from.error());
     const auto to = own_directory(rename.new_parent);
@@ -342,6 +346,7 @@ Result<void> ChangeApplier::operator()(const change::Zero& zero) {
 }
 
 Result<void> ChangeApplier::operator()(const change::SetXattr& set) {
+    done_once_ = 0;
     const auto inode = own(set.node);
     if (!inode) return std::unexpected(inode.error());
     if (!is_valid_xattr(set.name, set.value)) return fail(EINVAL);
@@ -357,6 +362,7 @@ Result<void> ChangeApplier::operator()(const change::SetXattr& set) {
 }
 
 Result<void> ChangeApplier::operator()(const change::RemoveXattr& remove) {
+    done_once_ = 0;
     const auto inode = own(remove.node);
     if (!inode) return std::unexpected(inode.error());
     const auto removed = records_.remove_xattr(*inode, remove.name);

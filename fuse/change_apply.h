@@ -26,6 +26,10 @@ public:
     Result<void> operator()(const change::PutXattr& put);
     Result<void> operator()(const change::PutNextNode& put);
 
+    /// What a change that must not be made twice was about: the inode that it made or linked, or from which it took a
+    /// name (0: none). nullopt: making the change again changes nothing more.
+    std::optional<NodeId> done_once() const noexcept { return done_once_; }
+
 private:
     using Inode = Ref<InodeRecord>;
     Result<Inode> own(NodeId node);
@@ -48,6 +52,7 @@ private:
 
     ChangeSet::Records& records_;
     Arena& arena_;
+    std::optional<NodeId> done_once_;
 };
 
 bool is_valid_name(std::string_view name);

@@ -4,6 +4,7 @@
 
 #include "fuse/change_apply.h"
 #include "fuse/change_set_records.h"
+#include "fuse/request_seal.h"
 
 #include <algorithm>
 #include <unordered_set>
@@ -56,7 +57,9 @@ Result<void> ChangeSet::apply(const change::Change& change) {
     records_->freed().clear();
     try {
         Arena::Transaction transaction(records_->arena());
-        if (const auto applied = std::visit(ChangeApplier(*records_), change); !applied) return applied;
+        ChangeApplier applier(*records_);
+        if (const auto applied = std::visit(applier, change); !applied) return applied;
+        if (applier.done_once()) RequestSeal::seal(records_->arena(), *applier.done_once());
         transaction.commit();
     } catch (const store::Error& error) {  // The arena is full: an answer, for the transaction has undone itself.
         return std::unexpected(errno_for(error.code()));

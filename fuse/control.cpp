@@ -96,18 +96,11 @@ std::string answer_line(ControlSession& session, std::string_view line) {
 
 class ControlSocket::Impl {
 public:
-    Impl(const std::string& folder, MakeSession make_session)
-        : path_(folder + "/" + kName), make_session_(std::move(make_session)), listener_(make_socket()) {
+    Impl(const std::string& folder, store::UniqueFd listener, MakeSession make_session)
+        : path_(folder + "/" + kName), make_session_(std::move(make_session)), listener_(std::move(listener)) {
         stop_ = store::UniqueFd(::eventfd(0, EFD_CLOEXEC));
         if (!stop_) store::throw_errno(errno, "eventfd");
-        const Address address(folder);
-        store::remove_file(path_);
-        const mode_t before = ::umask(0177);
-        const int bound = ::bind(listener_.get(), address.get(), sizeof address.name);
-        const int error_number = errno;
-        ::umask(before);
-        if (bound != 0) store::throw_errno(error_number, "bind " + path_);
-        if (::listen(listener_.get(), static_cast<int>(kConnectionLimit)) != 0) store::throw_errno(errno, "listen");
+        if (!listener_) bind_in(folder);
         acceptor_ = std::jthread([this] { accept_all(); });
     }
     ~Impl() {
@@ -125,12 +118,25 @@ public:
     }
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
+    int fd() const noexcept { return listener_.get(); }
 
 private:
     struct Connection {
         std::atomic<bool> is_done{false};
         std::jthread thread;
     };
+
+    void bind_in(const std::string& folder) {
+        listener_ = make_socket();
+        const Address address(folder);
+        store::remove_file(path_);
+        const mode_t before = ::umask(0177);
+        const int bound = ::bind(listener_.get(), address.get(), sizeof address.name);
+        const int error_number = errno;
+        ::umask(before);
+        if (bound != 0) store::throw_errno(error_number, "bind " + path_);
+        if (::listen(listener_.get(), static_cast<int>(kConnectionLimit)) != 0) store::throw_errno(errno, "listen");
+    }
 
     /// Waits until `fd` has something; false: stop.
     bool wait_for(int fd) {
@@ -205,8 +211,14 @@ private:
 };
 
 ControlSocket::ControlSocket(const std::string& folder, MakeSession make_session)
-    : impl_(std::make_unique<Impl>(folder, std::move(make_session))) {}
+    : ControlSocket(folder, store::UniqueFd(), std::move(make_session)) {}
+ControlSocket::ControlSocket(const std::string& folder, store::UniqueFd listener, MakeSession make_session)
+    : impl_(std::make_unique<Impl>(folder, std::move(listener), std::move(make_session))) {}
 ControlSocket::~ControlSocket() = default;
+
+int ControlSocket::fd() const noexcept {
+    return impl_->fd();
+}
 
 ControlClient::ControlClient(const std::string& folder) : fd_(make_socket()) {
     const Address address(folder);

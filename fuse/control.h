@@ -34,6 +34,9 @@ public:
     using MakeSession = std::function<std::unique_ptr<ControlSession>()>;
     /// Binds in `folder`, over what a dead server left there. Throws store::Error.
     ControlSocket(const std::string& folder, MakeSession make_session);
+    /// Goes on with the bound socket of a server that has died; who connected meanwhile has waited.
+    ControlSocket(const std::string& folder, store::UniqueFd listener, MakeSession make_session);
+    int fd() const noexcept;  ///< Of the bound socket.
     /// Lets answers in progress be sent, then closes all connections and removes the socket.
     ~ControlSocket();
     ControlSocket(const ControlSocket&) = delete;

@@ -166,7 +166,14 @@ void DirectoryServer::Impl::run_server(const std::function<void()>& on_ready) {
     fs_ = std::make_unique<UnionFs>(*view_, *changes_, keeper_.get());
     const OwnerMap owners{.uids = id_map(options_.stack.uids, options_.stack.squash_uid, ::geteuid()),
                           .gids = id_map(options_.stack.gids, options_.stack.squash_gid, ::getegid())};
-    UnionServer server(signals, {.fs = *fs_, .log = log_, .owners = owners, .quiet_reader = options_.quiet_reader},
+    HolderLink holder = HolderLink::none();
+    UnionServer server(signals,
+                       {.fs = *fs_,
+                        .log = log_,
+                        .arena = *arena_,
+                        .holder = holder,
+                        .owners = owners,
+                        .quiet_reader = options_.quiet_reader},
                        on_ready);
     const bool is_root = ::geteuid() == 0;
     MountSpec spec =
@@ -176,7 +183,7 @@ void DirectoryServer::Impl::run_server(const std::function<void()>& on_ready) {
     spec.allows_devices = is_root && options_.allows_devices;
     spec.flags = options_.mount_flags;
     spec.is_debug = options_.is_debug;
-    server.run(spec);
+    server.run(spec, {});
 }
 
 // All is in the upper by now: whoever mounts it next, or waits to, need not wait for a slow disk too.

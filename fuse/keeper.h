@@ -11,9 +11,11 @@ namespace lamina::unionfs {
 class FileKeeper;
 
 /// Makes a mount's changes last. The union calls, for one change, in this order and under its lock:
-///   reserve (may fail: nothing has happened) -> place, for data (may fail) -> change applied to the arena -> append.
-/// After a successful reserve, append cannot fail towards its caller; a disk error there is remembered: from then on
-/// reserve answers EROFS and sync EIO.
+///   reserve (may fail: nothing has happened) -> place, for data (may fail) -> change applied to the arena -> append
+///   -> appended.
+/// The change and append are one transaction of the arena: after a kill the arena has both or neither. After a
+/// successful reserve, append cannot fail towards its caller; a disk error there is remembered: from then on reserve
+/// answers EROFS and sync EIO.
 class Keeper {
 public:
     virtual ~Keeper() = default;
@@ -48,6 +50,7 @@ public:
     virtual void release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) = 0;
 
     virtual void append(const change::Change& change) noexcept = 0;
+    virtual void appended(bool is_committed) noexcept { static_cast<void>(is_committed); }  ///< Or it was undone.
 
     /// Makes everything that was appended before the call durable; group commit: concurrent calls share one flush.
     /// Any thread, without the union's lock. EIO.

@@ -19,6 +19,9 @@ inline constexpr std::uint32_t kOpLimit = 64;
 // INIT flags. The low 32 travel in `flags`, the high ones in `flags2`.
 inline constexpr std::uint64_t kHasResend = std::uint64_t{1} << 39;
 
+/// A notification, in the place of an error: send again what was not answered.
+inline constexpr std::int32_t kNotifyResend = 7;
+
 /// FATTR_* of SETATTR: kill set-id bits and file capabilities (HANDLE_KILLPRIV_V2).
 inline constexpr std::uint32_t kSetattrKillPrivileges = 1U << 11;
 /// Of WRITE's write_flags: pages of a mapping; and the kill bit, likewise.

@@ -12,6 +12,9 @@
 /// durable, then writes a mark that says so and makes the log durable: so a mark in the log is the proof that all file
 /// data of the records that it covers is on disk.
 ///
+/// The buffer lies in the arena, and a record is put there by the transaction of its change. Until that is committed
+/// (appended()), nobody may write the record to the file, nor put another behind it.
+///
 /// Data that no durable record names may be written over in place. Two things must then not come apart in a kill or a
 /// power cut: the records before (they are flushed first) and the record of the change itself (it is flushed at once,
 /// and no sync or cut begins between the two: wait_until_between_changes()).
@@ -23,10 +26,11 @@ namespace lamina::unionfs {
 namespace {
 
 constexpr std::chrono::seconds kLongestChange{1};  // Only a change that failed half-way takes longer.
+constexpr std::size_t kMarkBytes = 128;            // At most.
 
 }  // namespace
 
-LogKeeper::LogKeeper(LogStart start, EmitState state, const LogOptions& options)
+LogKeeper::LogKeeper(LogStart start, Arena& arena, EmitState state, const LogOptions& options)
     : folder_(std::move(start.folder)),
       tree_(start.tree),
       boot_(start.boot),
@@ -34,12 +38,15 @@ LogKeeper::LogKeeper(LogStart start, EmitState state, const LogOptions& options)
       options_(options),
       generation_(start.generation),
       checkpoint_bytes_(start.checkpoint_bytes),
-      space_(std::move(start.space)) {
-    buffer_.reserve(options_.buffer_bytes + log_format::kMaxPayloadBytes);
-    writing_.reserve(buffer_.capacity());
-    scratch_.reserve(log_format::kFrameBytes + log_format::kMaxPayloadBytes);
+      buffer_(arena),
+      space_(std::move(start.space)),
+      released_(std::move(start.held)) {
+    if (buffer_.is_begun()) {
+        resume();
+    } else if (!start.scan.is_absent) {
+        continue_log(start.scan);
+    }
     checkpoint_at_bytes_ = std::max(options_.checkpoint_log_bytes, options_.checkpoint_factor * checkpoint_bytes_);
-    if (!start.scan.is_absent) continue_log(start.scan);
     if (options_.sync_interval.count() > 0) timer_ = std::thread([this] { run_timer(); });
 }
 
@@ -67,8 +74,9 @@ void LogKeeper::open_files() {
     if (files.extents.size_bytes() != 0) files.extents.truncate(0);
     const auto header = log_format::make_header(log_format::kLogMagic, tree_, generation_, boot_);
     files.log.append(log_format::bytes_of(header));
-    chain_ = header.checksum;
-    log_end_bytes_ = files.log.size_bytes();
+    const LogPosition position{.end_bytes = files.log.size_bytes(), .chain = header.checksum};
+    buffer_.begin(generation_, checkpoint_bytes_, position);
+    position_ = position;
     files_ = std::move(files);
     has_files_ = true;
     is_new_ = true;
@@ -78,12 +86,13 @@ void LogKeeper::continue_log(const LogScan& scan) {
     files_.log = store::File::open_append(log_path(generation_));
     files_.extents = store::File::create_or_open(folder_ + "/extents");
     if (files_.log.size_bytes() > scan.end_bytes) files_.log.truncate(scan.end_bytes);
+    position_ = {.end_bytes = scan.end_bytes,
+                 .chain = scan.chain,
+                 .last_sequence = scan.last_sequence,
+                 .last_change = scan.last_sequence};
+    buffer_.begin(generation_, checkpoint_bytes_, position_);
     has_files_ = true;
     is_new_ = scan.covered_sequence == 0;
-    log_end_bytes_ = scan.end_bytes;
-    chain_ = scan.chain;
-    last_sequence_ = scan.last_sequence;
-    last_change_ = scan.last_sequence;
     durable_ = scan.last_sequence;
     if (!scan.is_same_boot) {
         append_mark(log_format::kSessionMark, boot_, scan.kept_sequence);
@@ -93,7 +102,44 @@ void LogKeeper::continue_log(const LogScan& scan) {
         has_new_data_ = true;
         run_sync();
     }
+    if (!is_new_) buffer_.set_named();
+    buffer_.set_durable(durable_);
     trim_extents(0);
+}
+
+/// Goes on with the log of a server that was killed. What its file has behind what was flushed is of changes that were
+/// not made; what the disk knows of them must not become true when their space is used for others.
+void LogKeeper::resume() {
+    buffer_.check_version();
+    resume_after_checkpoint();
+    const LogStateRecord& state = buffer_.state();
+    generation_ = state.generation;
+    checkpoint_bytes_ = state.checkpoint_bytes;
+    position_ = buffer_.position();
+    durable_ = state.durable;
+    is_new_ = state.is_named == 0;
+    broken_ = static_cast<int>(state.error);
+    has_new_data_ = true;
+    files_.log = store::File::open_append(log_path(generation_));
+    files_.extents = store::File::create_or_open(folder_ + "/extents");
+    has_files_ = true;
+    if (files_.log.size_bytes() > position_.end_bytes && broken_ == 0) files_.log.truncate(position_.end_bytes);
+}
+
+/// The checkpoint was put in the place of the log, but the arena does not say so yet.
+void LogKeeper::resume_after_checkpoint() {
+    const std::string path = folder_ + "/checkpoint";
+    if (!store::exists(path)) return;
+    const store::UniqueFd checkpoint = store::open_read(path);
+    const auto header = read_header(checkpoint.get(), path, log_format::kCheckpointMagic, tree_);
+    if (!header || header->generation != buffer_.state().generation + 1) return;
+    const std::string log = log_path(header->generation);
+    const store::UniqueFd next = store::open_read(log);
+    const auto log_header = read_header(next.get(), log, log_format::kLogMagic, tree_);
+    if (!log_header) throw store::Error(store::Errc::corrupt, log + ": its header is missing");
+    store::sync_folder(folder_);
+    buffer_.begin(header->generation, store::file_size(path),
+                  {.end_bytes = log_format::kHeaderBytes, .chain = log_header->checksum});
 }
 
 Result<void> LogKeeper::reserve(std::uint64_t record_bytes, std::uint64_t data_bytes) {
@@ -113,7 +159,7 @@ Result<void> LogKeeper::reserve_room(const Room& room) {
         open_files();
         reserve_log(room);
         reserve_extents(room.data_bytes);
-        wants_checkpoint = log_end_bytes_ > checkpoint_at_bytes_ && cuts_ == 0;
+        wants_checkpoint = position_.end_bytes > checkpoint_at_bytes_ && cuts_ == 0;
     };
     auto reserved = contain(try_once);
     if (!reserved && (reserved.error() == Errno{ENOSPC} || reserved.error() == Errno{EDQUOT})) {
@@ -184,63 +230,100 @@ Result<void> LogKeeper::load(std::uint64_t extent_offset_bytes, std::span<std::b
     }
 }
 
+/// Fills in the frame at the front of a record that comes behind all others. Under mutex_.
+LogPosition LogKeeper::seal(std::vector<std::byte>& record, bool is_change) const {
+    LogPosition next = position_;
+    next.chain = log_format::seal(record, ++next.last_sequence, position_.chain);
+    next.end_bytes += record.size();
+    if (is_change) next.last_change = next.last_sequence;
+    return next;
+}
+
+void LogKeeper::stage(const change::Change& change) {
+    record_.resize(log_format::kFrameBytes);
+    change::encode(change, record_);
+    const auto payload = std::span<const std::byte>(record_).subspan(log_format::kFrameBytes);
+    if (payload.size() > log_format::kMaxPayloadBytes || !change::decode(payload)) {
+        throw store::Error(store::Errc::internal, "a change that could not be replayed");
+    }
+    std::unique_lock lock(mutex_);
+    while (!buffer_.has_room(position_, record_.size())) {  // A sync may put its mark in what was made free.
+        lock.unlock();
+        flush_or_throw();
+        lock.lock();
+    }
+    if (broken_ != 0) return;
+    staged_ = seal(record_, true);
+    buffer_.put(position_, record_, staged_);
+    is_staged_ = true;
+}
+
 void LogKeeper::append(const change::Change& change) noexcept {
+    if (broken_ != 0) return;
+    if (const auto done = contain([&] { stage(change); }); !done) fail_for_good();
+}
+
+void LogKeeper::appended(bool is_committed) noexcept {
     bool should_flush = false;
-    const auto appended = contain([&] {
+    {
         const std::lock_guard lock(mutex_);
-        if (broken_ != 0) return;
-        scratch_.resize(log_format::kFrameBytes);
-        change::encode(change, scratch_);
-        const auto payload = std::span<const std::byte>(scratch_).subspan(log_format::kFrameBytes);
-        if (payload.size() > log_format::kMaxPayloadBytes || !change::decode(payload)) {
-            throw store::Error(store::Errc::internal, "a change that could not be replayed");
+        if (std::exchange(is_staged_, false) && is_committed) {
+            if (!has_unflushed() && !is_dirty()) timer_wakes_.notify_one();
+            position_ = staged_;
+            should_flush =
+                is_overwriting_ || position_.end_bytes - buffer_.state().flushed_bytes >= options_.buffer_bytes;
         }
-        should_flush = is_overwriting_ || buffer_.size() + scratch_.size() >= options_.buffer_bytes;
-        append_payload(scratch_);
-        last_change_ = last_sequence_;
-    });
-    if (!appended) broken_ = EIO;
+    }
     if (should_flush) (void)flush();
     const std::lock_guard lock(mutex_);
-    if (!is_overwriting_) return;
     is_overwriting_ = false;
-    change_ended_.notify_all();
+    if (waiting_for_change_ != 0) change_ended_.notify_all();
 }
 
-/// `record` has room for the frame at its front. Under mutex_.
-void LogKeeper::append_payload(std::vector<std::byte>& record) {
-    const bool was_idle = buffer_.empty();
-    chain_ = log_format::seal(record, ++last_sequence_, chain_);
-    buffer_.insert(buffer_.end(), record.begin(), record.end());
-    log_end_bytes_ += record.size();
-    if (was_idle) timer_wakes_.notify_one();
-}
-
+/// Between changes, or before other threads exist. Under mutex_.
 void LogKeeper::append_mark(std::uint8_t kind, std::span<const std::byte> boot, std::uint64_t number) {
-    scratch_.resize(log_format::kFrameBytes);
-    codec::Writer out(scratch_);
+    std::vector<std::byte> mark;
+    mark.reserve(kMarkBytes);
+    mark.resize(log_format::kFrameBytes);
+    codec::Writer out(mark);
     out.byte(kind);
     for (const std::byte one : boot) out.byte(std::to_integer<std::uint8_t>(one));
     out.varint(number);
-    append_payload(scratch_);
+    if (!has_unflushed()) timer_wakes_.notify_one();
+    const LogPosition next = seal(mark, false);
+    buffer_.put_now(position_, mark, next);
+    position_ = next;
+}
+
+void LogKeeper::fail_for_good() noexcept {
+    broken_ = EIO;
+    buffer_.set_error(EIO);
 }
 
 void LogKeeper::flush_or_throw() {
     const std::lock_guard log_lock(log_mutex_);
+    LogPosition until;
+    std::span<const std::byte> bytes;
     {
         const std::lock_guard lock(mutex_);
-        if (buffer_.empty()) return;
+        if (!has_unflushed()) return;
         if (broken_ != 0) throw store::Error(store::Errc::corrupt, files_.log.path() + ": an earlier write failed");
-        std::swap(buffer_, writing_);
+        until = position_;
+        bytes = buffer_.bytes(until);
     }
     try {
-        files_.log.append(writing_);
-        writing_.clear();
-    } catch (...) {  // What was lost cannot be written later: what follows it is chained to it.
-        writing_.clear();
-        broken_ = EIO;
+        files_.log.write_at(until.end_bytes - bytes.size(), bytes);
+    } catch (...) {
+        fail_for_good();
         throw;
     }
+    const std::lock_guard lock(mutex_);
+    buffer_.set_flushed(until.end_bytes);
+}
+
+std::uint64_t LogKeeper::generation() const {
+    const std::lock_guard lock(mutex_);
+    return generation_;
 }
 
 Result<void> LogKeeper::flush() {
@@ -249,7 +332,10 @@ Result<void> LogKeeper::flush() {
 }
 
 void LogKeeper::wait_until_between_changes(std::unique_lock<std::mutex>& lock) {
-    change_ended_.wait_for(lock, kLongestChange, [&] { return !is_overwriting_; });
+    ++waiting_for_change_;
+    change_ended_.wait_for(lock, kLongestChange, [&] { return !is_overwriting_ && !is_staged_; });
+    change_ended_.wait(lock, [&] { return !is_staged_; });  // Which always ends.
+    --waiting_for_change_;
 }
 
 /// Under sync_mutex_, or before other threads exist.
@@ -261,11 +347,11 @@ void LogKeeper::run_sync() {
         std::unique_lock lock(mutex_);
         wait_until_between_changes(lock);
         released.swap(released_);
-        if (last_change_ <= durable_ || broken_ != 0) {  // Inodes that were unlinked before are forgotten now.
+        if (position_.last_change <= durable_ || broken_ != 0) {  // Inodes that were unlinked before are forgotten now.
             if (broken_ == 0) synced_.insert(synced_.end(), released.begin(), released.end());
             return;
         }
-        sequence = last_sequence_;
+        sequence = position_.last_sequence;
         has_new_data = std::exchange(has_new_data_, false);
         fresh_.clear();
     }
@@ -273,7 +359,14 @@ void LogKeeper::run_sync() {
         if (is_new_) files_.extents.sync();
         if (has_new_data && !is_new_) files_.extents.sync_data();
         {
-            const std::lock_guard lock(mutex_);
+            std::unique_lock lock(mutex_);
+            wait_until_between_changes(lock);
+            while (!buffer_.has_room(position_, kMarkBytes)) {
+                lock.unlock();
+                flush_or_throw();
+                lock.lock();
+                wait_until_between_changes(lock);
+            }
             append_mark(log_format::kSyncMark, {}, sequence);
         }
         flush_or_throw();
@@ -284,12 +377,14 @@ void LogKeeper::run_sync() {
             files_.log.sync_data();
         }
     } catch (...) {  // After a failed sync nobody knows what is on disk; asking again would only seem to help.
-        broken_ = EIO;
+        fail_for_good();
         throw;
     }
     is_new_ = false;
     const std::lock_guard lock(mutex_);
     durable_ = std::max(durable_, sequence);
+    buffer_.set_named();
+    buffer_.set_durable(durable_);
     synced_.insert(synced_.end(), released.begin(), released.end());
 }
 
@@ -307,7 +402,7 @@ Result<void> LogKeeper::sync() {
     std::uint64_t wanted = 0;
     {
         const std::lock_guard lock(mutex_);
-        wanted = last_change_;
+        wanted = position_.last_change;
         if (!is_dirty() && broken_ == 0) return {};
     }
     const auto synced = contain([&] { sync_or_throw(wanted); });
@@ -321,7 +416,7 @@ void LogKeeper::run_timer() {
     std::optional<Clock::time_point> dirty_since;
     std::unique_lock lock(mutex_);
     while (!is_stopping_) {
-        timer_wakes_.wait(lock, [&] { return is_stopping_ || ((!buffer_.empty() || is_dirty()) && broken_ == 0); });
+        timer_wakes_.wait(lock, [&] { return is_stopping_ || ((has_unflushed() || is_dirty()) && broken_ == 0); });
         if (!dirty_since) dirty_since = Clock::now();
         timer_wakes_.wait_for(lock, options_.flush_interval, [&] { return is_stopping_; });
         if (is_stopping_) return;
@@ -345,7 +440,7 @@ Result<LogKeeper::Cut> LogKeeper::begin_cut() {
             if (broken_ != 0) throw store::Error(store::Errc::corrupt, folder_ + ": an earlier write failed");
             ++cuts_;
             fresh_.clear();
-            cut = {.generation = generation_, .log_bytes = log_end_bytes_};
+            cut = {.generation = generation_, .log_bytes = position_.end_bytes};
         }
         try {
             flush_or_throw();
@@ -371,7 +466,7 @@ Result<bool> LogKeeper::write_checkpoint() {
         run_sync();
         {
             const std::lock_guard lock(mutex_);
-            checkpoint_at_bytes_ = 2 * log_end_bytes_;  // If this one fails.
+            checkpoint_at_bytes_ = 2 * position_.end_bytes;  // If this one fails.
             if (cuts_ != 0 || !has_files_) return;
         }
         checkpoint_or_throw();
@@ -405,20 +500,26 @@ void LogKeeper::checkpoint_or_throw() {
     try {
         store::rename_durably(temporary, folder_ + "/checkpoint");
     } catch (...) {  // Whether the new pair counts is not known; writing to the old one could be in vain.
-        broken_ = EIO;
+        fail_for_good();
         throw;
     }
     const std::lock_guard log_lock(log_mutex_);
     const std::lock_guard lock(mutex_);
-    buffer_.clear();  // At most marks of the old log: the sync before wrote all changes.
+    // What waits in the buffer is at most marks of the old log: the sync before wrote all changes.
+    const LogPosition start{.end_bytes = next_log.size_bytes(), .chain = header.checksum};
+    try {
+        buffer_.begin(generation, checkpoint_bytes, start);
+    } catch (...) {
+        fail_for_good();
+        throw;
+    }
     files_.log = std::move(next_log);
     files_.log_allocated_bytes = 0;
     generation_ = generation;
     checkpoint_bytes_ = checkpoint_bytes;
     checkpoint_at_bytes_ = std::max(options_.checkpoint_log_bytes, options_.checkpoint_factor * checkpoint_bytes);
-    log_end_bytes_ = files_.log.size_bytes();
-    chain_ = header.checksum;
-    last_sequence_ = last_change_ = durable_ = 0;
+    position_ = start;
+    durable_ = 0;
     ::unlink(log_path(generation - 1).c_str());  // What stays is removed at the next opening.
 }
 
@@ -429,7 +530,7 @@ Result<void> LogKeeper::close() {
         const std::lock_guard lock(mutex_);
         if (!has_files_) return {};
         const auto bound = std::max(options_.close_log_bytes, options_.checkpoint_factor * checkpoint_bytes_);
-        pays = log_end_bytes_ > bound;
+        pays = position_.end_bytes > bound;
     }
     if (pays) (void)write_checkpoint();  // Without it the next opening takes longer.
     if (broken_ != 0) return fail(EIO);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "fuse/keeper.h"
+#include "fuse/log_buffer.h"
 #include "fuse/log_format.h"
 #include "fuse/log_reader.h"
 #include "fuse/space_map.h"
@@ -24,7 +25,7 @@ namespace lamina::unionfs {
 struct LogOptions {
     std::chrono::milliseconds flush_interval{100};  ///< A record reaches the log file at the latest so long after.
     std::chrono::milliseconds sync_interval{5000};  ///< And the disk. Zero: no timer; only sync() does.
-    std::size_t buffer_bytes = 64 * 1024;
+    std::size_t buffer_bytes = 48 * 1024;           ///< Or when so much waits.
     std::uint64_t checkpoint_log_bytes = std::uint64_t{64} << 20;  ///< Below it the log is not shortened.
     std::uint64_t checkpoint_factor = 4;                           ///< Nor below so many times the checkpoint.
     std::uint64_t close_log_bytes = std::uint64_t{8} << 20;        ///< At a clean end, the first of the two.
@@ -39,6 +40,7 @@ struct LogStart {
     std::uint64_t checkpoint_bytes = 0;
     LogScan scan;
     SpaceMap space;
+    std::vector<SpaceMap::Range> held;  ///< Of the space: free when a sync has made the state durable.
 };
 
 /// Calls back with the Put changes that make up the mount's state now; under the union's lock.
@@ -53,10 +55,15 @@ using EmitState = std::function<void(const std::function<void(const change::Chan
 ///
 /// What the union calls under its lock is called by one thread at a time; the rest may come from any. Disk errors after
 /// reserve() are remembered. Lock order: sync, then log, then state.
+///
+/// Where the log ends, and what its file does not have yet, is in the arena (log_buffer.h): a next server goes on from
+/// there, and does not replay.
 class LogKeeper : public Keeper {
 public:
-    /// Cuts a torn tail off the log, makes durable what replay took. Starts the timer thread.
-    LogKeeper(LogStart start, EmitState state, const LogOptions& options);
+    /// In an arena without a log: cuts a torn tail off the log, makes durable what replay took. In one with a log: goes
+    /// on with that; of `start` only the space counts, which it takes for free after the next sync. Starts the timer
+    /// thread.
+    LogKeeper(LogStart start, Arena& arena, EmitState state, const LogOptions& options);
     ~LogKeeper() override;  ///< Writes what is buffered to the file. For a clean end call close() before.
 
     Result<void> reserve(std::uint64_t record_bytes, std::uint64_t data_bytes) override;
@@ -69,9 +76,11 @@ public:
     void end_reading(unsigned ticket) noexcept override;
     void release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) override;
     void append(const change::Change& change) noexcept override;
+    void appended(bool is_committed) noexcept override;
     Result<void> sync() override;
     Usage usage() const override;
 
+    std::uint64_t generation() const;  ///< Of the log that is written now.
     /// Writes the buffered records to the log file, so that they survive the process. Any thread.
     Result<void> flush();
     /// No more changes come: syncs, writes a checkpoint if that pays, gives unused space back.
@@ -102,17 +111,22 @@ private:
     std::string log_path(std::uint64_t generation) const;
     void open_files();
     void continue_log(const LogScan& scan);
+    void resume();
+    void resume_after_checkpoint();
     void run_timer();
 
     // The log (log_keeper.cpp).
-    void append_payload(std::vector<std::byte>& record);
+    LogPosition seal(std::vector<std::byte>& record, bool is_change) const;
+    void stage(const change::Change& change);
     void append_mark(std::uint8_t kind, std::span<const std::byte> boot, std::uint64_t number);
     void flush_or_throw();
-    bool is_dirty() const { return last_change_ > durable_ || !released_.empty(); }
+    bool has_unflushed() const { return has_files_ && !buffer_.is_empty(position_); }
+    bool is_dirty() const { return position_.last_change > durable_ || !released_.empty(); }
     void sync_or_throw(std::uint64_t wanted_sequence);
     void run_sync();
     void wait_until_between_changes(std::unique_lock<std::mutex>& lock);
     void checkpoint_or_throw();
+    void fail_for_good() noexcept;
 
     // Space (log_keeper_space.cpp).
     struct Room {
@@ -138,12 +152,14 @@ private:
     const EmitState state_;
     const LogOptions options_;
 
-    std::mutex sync_mutex_;           // One sync, cut or checkpoint at a time; those that wait find their sync done.
-    std::mutex log_mutex_;            // The log file: one writer at a time.
-    std::vector<std::byte> writing_;  // Guarded by log_mutex_.
-    mutable std::mutex mutex_;        // All below. The log is replaced under sync_mutex_, log_mutex_ and mutex_.
+    std::vector<std::byte> record_;  // Of the change that is appended. Under the union's lock.
+
+    std::mutex sync_mutex_;     // One sync, cut or checkpoint at a time; those that wait find their sync done.
+    std::mutex log_mutex_;      // The log file: one writer at a time.
+    mutable std::mutex mutex_;  // All below. The log is replaced under sync_mutex_, log_mutex_ and mutex_.
     std::condition_variable timer_wakes_;
     std::condition_variable change_ended_;
+    unsigned waiting_for_change_ = 0;
 
     bool has_files_ = false;
     bool is_new_ = false;  // The files' names are not yet durable.
@@ -152,17 +168,15 @@ private:
     std::uint64_t generation_;
     std::uint64_t checkpoint_bytes_;
     std::uint64_t checkpoint_at_bytes_ = 0;  // Log size at which the next checkpoint is tried.
-    std::uint64_t log_end_bytes_ = 0;        // With what is buffered.
-    std::uint64_t chain_ = 0;
-    std::uint64_t last_sequence_ = 0;
-    std::uint64_t last_change_ = 0;  // Sequence.
-    std::uint64_t durable_ = 0;      // Sequence.
-    std::vector<std::byte> buffer_;
-    std::vector<std::byte> scratch_;
+    LogBuffer buffer_;                       // Its position changes with position_, or with staged_.
+    LogPosition position_{};                 // Of the last change that was committed.
+    LogPosition staged_{};                   // Of the one that is being committed.
+    bool is_staged_ = false;                 // Between append() and appended().
+    std::uint64_t durable_ = 0;              // Sequence.
     SpaceMap space_;
     std::map<std::uint64_t, std::uint64_t> fresh_;  // Start to end: placed since the last sync or cut began.
     bool has_new_data_ = false;
-    bool is_overwriting_ = false;  // Between overwrite() and the append() that follows it.
+    bool is_overwriting_ = false;  // Between overwrite() and the appended() that follows it.
     unsigned cuts_ = 0;
     std::vector<SpaceMap::Range> released_;  // Since the last sync began.
     std::vector<SpaceMap::Range> synced_;    // The records that dropped them are durable.

@@ -63,9 +63,9 @@ void LogKeeper::allocate_ahead(store::File& file, std::uint64_t& allocated_bytes
 
 void LogKeeper::reserve_log(const Room& room) {
     const std::uint64_t kept = kMarkRoomBytes + (room.frees ? 0 : kFreeingRoomBytes);
-    const std::uint64_t needed = log_end_bytes_ + room.record_bytes + log_format::kFrameBytes + kept;
+    const std::uint64_t needed = position_.end_bytes + room.record_bytes + log_format::kFrameBytes + kept;
     if (needed <= files_.log_allocated_bytes) return;
-    const std::uint64_t step = std::clamp(log_end_bytes_, kLogStepBytes, kMaxLogStepBytes);
+    const std::uint64_t step = std::clamp(position_.end_bytes, kLogStepBytes, kMaxLogStepBytes);
     allocate_ahead(files_.log, files_.log_allocated_bytes, round_up(needed), round_up(needed + step));
 }
 
@@ -120,7 +120,7 @@ bool LogKeeper::is_fresh(std::uint64_t offset_bytes, std::uint64_t size_bytes) c
 
 void LogKeeper::release(std::uint64_t extent_offset_bytes, std::uint64_t size_bytes) {
     const std::lock_guard lock(mutex_);
-    const bool timer_sleeps = buffer_.empty() && !is_dirty();
+    const bool timer_sleeps = !has_unflushed() && !is_dirty();
     const auto dead = space_.release({extent_offset_bytes, size_bytes});
     released_.insert(released_.end(), dead.begin(), dead.end());
     if (timer_sleeps && !dead.empty()) timer_wakes_.notify_one();
@@ -199,7 +199,7 @@ Keeper::Usage LogKeeper::usage() const {
     Usage usage;
     {
         const std::lock_guard lock(mutex_);
-        usage.log_bytes = log_end_bytes_;
+        usage.log_bytes = position_.end_bytes;
         usage.extent_bytes = space_.used_bytes();
         usage.available_bytes = space_.free_bytes();
         const std::uint64_t end = space_.end_bytes();

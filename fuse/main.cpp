@@ -1,6 +1,8 @@
 #include "fuse/background.h"
 #include "fuse/control.h"
 #include "fuse/directory_server.h"
+#include "fuse/holder.h"
+#include "fuse/kill_points.h"
 #include "fuse/mount_options.h"
 #include "fuse/mount_reader.h"
 #include "fuse/mount_server.h"
@@ -10,14 +12,18 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace {
 
 using namespace lamina;
 using unionfs::ServerOptions;
+
+constexpr std::string_view kHandedOver = unionfs::kHandedOverOption;
 
 int ask(const ServerOptions& options, const std::string& line) {
     const std::string answer = unionfs::ask_control(options.mount_folder, line);
@@ -32,20 +38,29 @@ int serve_folders(const ServerOptions& options) {
     return 0;
 }
 
-int serve(const ServerOptions& options) {
+int serve(ServerOptions options, char** arguments) {
     unionfs::close_inherited_files();
     unionfs::fill_standard_files();
     if (options.stack.is_wanted()) return serve_folders(options);
+    unionfs::resolve_paths(options);
     auto background = unionfs::Background::go(!options.stays_in_foreground);
-    unionfs::serve_mount(options, [&background] { background.ready(); });
+    unionfs::HolderLink holder = unionfs::hold({.arguments = arguments,
+                                                .mount_folder = options.mount_folder.c_str(),
+                                                .mountpoint = options.mountpoint.c_str(),
+                                                .watchdog_ms = options.watchdog_ms,
+                                                .stays_in_foreground = options.stays_in_foreground});
+    // From here on a server. A step at which one was to die is that one's alone.
+    if (!holder.is_first()) store::g_fault_hook = nullptr;
+    unionfs::install_kill_points_from_environment();
+    unionfs::serve_mount(options, holder, [&background] { background.ready(); });
     return 0;
 }
 
-int run(const ServerOptions& options) {
+int run(const ServerOptions& options, char** arguments) {
     for (const auto& warning : options.warnings) std::fprintf(stderr, "lamina-fuse: %s\n", warning.c_str());
     switch (options.action) {
         case ServerOptions::Action::serve:
-            return serve(options);
+            return serve(options, arguments);
         case ServerOptions::Action::stats:
             return ask(options, R"({"ask":"stats"})");
         case ServerOptions::Action::sync:
@@ -68,19 +83,34 @@ int run(const ServerOptions& options) {
     return 2;
 }
 
+/// A server of this program that the holder of another one has started: how many descriptors there are, mount folder
+/// and mount point stand before the command line of the mount.
+int serve_next(char** argv) {
+    constexpr int kOwnWords = 4;
+    std::vector<std::string> words;
+    for (char** word = argv + kOwnWords; *word != nullptr; ++word) words.emplace_back(*word);
+    ServerOptions options = unionfs::parse_server_options(words);
+    options.mount_folder = argv[2];
+    options.mountpoint = argv[3];
+    unionfs::HolderLink holder = unionfs::handed_over(std::strtoul(argv[1] + kHandedOver.size(), nullptr, 10));
+    unionfs::serve_mount(options, holder, {});
+    return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+    const bool is_next = argc >= 4 && std::string_view(argv[1]).starts_with(kHandedOver);
     ServerOptions options;
     try {
-        options = unionfs::parse_server_options(std::vector<std::string>(argv + 1, argv + argc));
+        if (!is_next) options = unionfs::parse_server_options(std::vector<std::string>(argv + 1, argv + argc));
     } catch (const std::exception& error) {
         std::fprintf(stderr, "lamina-fuse: %s\n", error.what());
         return 2;
     }
     try {
         store::install_fault_hook_from_environment();
-        return run(options);
+        return is_next ? serve_next(argv) : run(options, argv);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "lamina-fuse: %s\n", error.what());
         return 1;

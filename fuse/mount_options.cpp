@@ -49,6 +49,16 @@ QuietReader reader_of(const std::string& text) {
     refuse("-o reader: auto, plain or eager");
 }
 
+/// Seconds, with decimals or without.
+unsigned milliseconds_of(const std::string& text) {
+    constexpr double kMostSeconds = 86'400;
+    double seconds = -1;
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), seconds, std::chars_format::fixed);
+    const bool is_whole = parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
+    if (!is_whole || !(seconds >= 0 && seconds <= kMostSeconds)) refuse("-o watchdog=" + text + ": 0 to 86400 seconds");
+    return static_cast<unsigned>(seconds * 1000);
+}
+
 void apply_option(ServerOptions& options, const std::string& option) {
     const std::size_t equals = option.find('=');
     const std::string name = option.substr(0, equals);
@@ -68,6 +78,11 @@ void apply_option(ServerOptions& options, const std::string& option) {
         }
     } else if (name == "reader") {
         options.quiet_reader = reader_of(value.value_or(""));
+    } else if (name == "watchdog") {
+        options.watchdog_ms = milliseconds_of(value.value_or(""));
+    } else if (name == "resend") {
+        if (value != "on" && value != "off") refuse("-o resend: on or off");
+        options.allows_resend = value == "on";
     } else if (!is_harmless(name) && !apply_stack_option(options.stack, name, value)) {
         options.warnings.push_back(fmt::format("option {} is not known and has no effect", name));
     }

@@ -1,6 +1,7 @@
 // Puts a mount together, bottom up: lock, base, image, changes, union, /dev/fuse, threads, control socket; and takes it
 // apart the other way round. Members are declared in that order, so that a failure on the way gives back what was
-// taken.
+// taken. The first server makes or opens each; a next one has lock, control socket, /dev/fuse and the changes' arena
+// from the holder, in the order of Held, and the rest it opens again.
 #include "fuse/mount_server.h"
 
 #include "fuse/control.h"
@@ -38,9 +39,16 @@ std::string store_root_of(const std::string& mount_folder) {
     return store::folder_of(store::folder_of(mount_folder));
 }
 
+/// Behind HolderLink's own descriptors.
+enum Held : std::size_t { kHeldLock = HolderLink::kLog + 1, kHeldControl };
+
+FolderLock lock_of(const std::string& mount_folder, HolderLink& holder) {
+    return holder.is_first() ? FolderLock(mount_folder) : FolderLock::adopt(holder.take(kHeldLock));
+}
+
 class MountServer {
 public:
-    MountServer(const ServerOptions& options, const std::function<void()>& on_ready);
+    MountServer(const ServerOptions& options, HolderLink& holder, const std::function<void()>& on_ready);
     void run();
 
     JsonObject stats();
@@ -49,15 +57,15 @@ public:
     void stop(bool is_forced);
 
 private:
+    std::unique_ptr<MountState> open_state(HolderLink& holder) const;
     void finish();
     JsonObject changes_as_json();
 
     const ServerOptions options_;
-    const std::string mount_folder_;
-    const std::string mountpoint_;
-    const std::int64_t since_ = std::time(nullptr);
+    const std::string& mount_folder_ = options_.mount_folder;
     EndSignals signals_;
     ServerLog log_;
+    store::UniqueFd holder_log_;
     FolderLock lock_;
     const store::MountBase base_;
     const bool is_read_only_;
@@ -106,42 +114,61 @@ private:
     bool holds_cut_ = false;
 };
 
-MountServer::MountServer(const ServerOptions& options, const std::function<void()>& on_ready)
+/// The holder's lines go where the server's do.
+store::UniqueFd open_holder_log(const ServerOptions& options) {
+    if (options.stays_in_foreground) return store::UniqueFd(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
+    const std::string path = options.mount_folder + "/server.log";
+    return store::UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+}
+
+MountServer::MountServer(const ServerOptions& options, HolderLink& holder, const std::function<void()>& on_ready)
     : options_(options),
-      mount_folder_(real_path(options.mount_folder)),
-      mountpoint_(checked_mountpoint(options.mountpoint, mount_folder_)),
       log_(options.stays_in_foreground ? std::string() : mount_folder_ + "/server.log"),
-      lock_(mount_folder_),
+      holder_log_(open_holder_log(options_)),
+      lock_(lock_of(mount_folder_, holder)),
       base_(store::read_mount_base(mount_folder_)),
       is_read_only_(options.is_read_only || base_.is_read_only) {
     auto image = store::ReadView::open(store_root_of(mount_folder_), base_.tree, options.cache_bytes);
     view_ = std::make_unique<ImageView>(std::move(image),
                                         [this](const std::string& line) { log_.line(base_.image + ": " + line); });
-    state_ = MountState::open(mount_folder_, base_.tree, *view_, {.is_read_only = is_read_only_});
+    state_ = open_state(holder);
     fs_ = std::make_unique<UnionFs>(*view_, state_->changes(), &state_->keeper());
+    auto listener = holder.is_first() ? store::UniqueFd() : holder.take(kHeldControl);
     const OwnerMap owners{.uids = IdMap::root_as(::geteuid()), .gids = IdMap::root_as(::getegid())};
     const bool has_no_xattrs = is_read_only_ && !view_->has_xattrs() && state_->changes().counts().nodes == 0;
     server_ = std::make_unique<UnionServer>(signals_,
                                             UnionServer::Parts{.fs = *fs_,
                                                                .log = log_,
+                                                               .arena = state_->arena(),
+                                                               .holder = holder,
                                                                .owners = owners,
                                                                .has_no_xattrs = has_no_xattrs,
                                                                .quiet_reader = options_.quiet_reader},
                                             on_ready);
-    control_ =
-        std::make_unique<ControlSocket>(mount_folder_, [this] { return std::make_unique<ServerSession>(*this); });
+    control_ = std::make_unique<ControlSocket>(mount_folder_, std::move(listener),
+                                               [this] { return std::make_unique<ServerSession>(*this); });
+}
+
+std::unique_ptr<MountState> MountServer::open_state(HolderLink& holder) const {
+    const MountState::Options options{.is_read_only = is_read_only_};
+    if (holder.is_first()) return MountState::open(mount_folder_, base_.tree, *view_, options);
+    auto arena = Arena::attach(holder.take(HolderLink::kArena));
+    if (!arena) store::throw_errno(std::to_underlying(arena.error()), "the arena of the mount");
+    return MountState::resume(std::move(*arena), mount_folder_, base_.tree, *view_, options);
 }
 
 void MountServer::run() {
     const bool is_root = ::geteuid() == 0;
-    MountSpec spec = mount_spec_for_caller(mountpoint_, "lamina:" + base_.image);
+    MountSpec spec = mount_spec_for_caller(options_.mountpoint, "lamina:" + base_.image);
     spec.is_read_only = is_read_only_;
     spec.allows_set_id = is_root && options_.allows_set_id;
     spec.allows_devices = is_root && options_.allows_devices;
     spec.flags = options_.mount_flags;
     spec.is_debug = options_.is_debug;
-    server_->run(spec);
+    spec.allows_resend = options_.allows_resend;
+    server_->run(spec, {holder_log_.get(), lock_.fd(), control_->fd()});
     finish();
+    server_->ended();
 }
 
 void MountServer::stop(bool is_forced) {
@@ -176,14 +203,18 @@ JsonObject MountServer::changes_as_json() {
 }
 
 JsonObject MountServer::stats() {
+    const SessionPage& page = server_->page();
     JsonObject stats;
     stats.flag("ok", true)
         .text("image", base_.image)
-        .text("mountpoint", mountpoint_)
+        .text("mountpoint", options_.mountpoint)
         .flag("mounted", server_->is_mounted())
         .flag("read_only", is_read_only_)
         .number("pid", static_cast<std::uint64_t>(::getpid()))
-        .number("since", static_cast<std::uint64_t>(since_))
+        .number("holder_pid", page.holder)
+        .number("restarts", page.restarts)
+        .number("last_gap_us", page.last_gap_ns / 1000)
+        .number("since", page.since)
         .object("requests", server_->requests_as_json())
         .object("reader", server_->reader_as_json())
         .object("changes", changes_as_json());
@@ -204,8 +235,18 @@ std::string checked_mountpoint(const std::string& mountpoint, const std::string&
     return path;
 }
 
-void serve_mount(const ServerOptions& options, const std::function<void()>& on_ready) {
-    MountServer(options, on_ready).run();
+void resolve_paths(ServerOptions& options) {
+    options.mount_folder = real_path(options.mount_folder);
+    options.mountpoint = checked_mountpoint(options.mountpoint, options.mount_folder);
+}
+
+void serve_mount(const ServerOptions& options, HolderLink& holder, const std::function<void()>& on_ready) {
+    try {
+        MountServer(options, holder, on_ready).run();
+    } catch (const store::Error& error) {  // Of a next server nobody reads standard error.
+        if (!holder.is_first()) ServerLog(options.mount_folder + "/server.log").line(error.what());
+        throw;
+    }
 }
 
 }  // namespace lamina::unionfs

@@ -1,17 +1,24 @@
 #pragma once
 
+#include "fuse/holder.h"
 #include "fuse/mount_options.h"
 
 #include <functional>
+#include <string>
 
 namespace lamina::unionfs {
 
 /// Serves one mount until it ends: unmounted from outside, asked to stop over the control socket, or by SIGTERM or
 /// SIGINT. `on_ready` is called when the mount serves requests. Returns when everything is durable and the mount's lock
-/// is free. Throws store::Error when it cannot start; then nothing is mounted.
+/// is free, as soon as the holder has ended too. Throws store::Error when it cannot start; then nothing is mounted.
 ///
-/// Call it from the only thread of the process: it blocks signals for all that it starts.
-void serve_mount(const ServerOptions& options, const std::function<void()>& on_ready);
+/// Where former servers have left something with the holder, it goes on with that. Paths in `options` are absolute and
+/// checked (resolve_paths()). Call it from the only thread of the process: it blocks signals for all that it starts.
+void serve_mount(const ServerOptions& options, HolderLink& holder, const std::function<void()>& on_ready);
+
+/// Makes the paths of a mount of an image absolute, and checks them. Not for a server that goes on: the mount point
+/// would wait for it. Throws store::Error.
+void resolve_paths(ServerOptions& options);
 
 /// The mount point as an absolute path without links; a dead mount of ours on it is taken away first.
 /// not_found; malformed: no folder, or inside the store.

@@ -75,11 +75,13 @@ Keeper::Usage ExtentReader::usage() const {
     return usage;
 }
 
-MountState::MountState(const View& view) {
+MountState::MountState(std::unique_ptr<Arena> arena, const View& view)
+    : arena_(std::move(arena)), changes_(std::make_unique<ChangeSet>(*arena_, view)) {}
+
+std::unique_ptr<MountState> MountState::make_new(const View& view) {
     auto arena = Arena::create();
     if (!arena) store::throw_errno(std::to_underlying(arena.error()), "memory for the changes of a mount");
-    arena_ = std::move(*arena);
-    changes_ = std::make_unique<ChangeSet>(*arena_, view);
+    return std::unique_ptr<MountState>(new MountState(std::move(*arena), view));
 }
 
 MountState::~MountState() = default;
@@ -91,24 +93,47 @@ Keeper& MountState::keeper() noexcept {
 
 std::unique_ptr<MountState> MountState::open(const std::string& folder, const store::TreeDigest& tree, const View& view,
                                              const Options& options) {
-    std::unique_ptr<MountState> state(new MountState(view));
+    std::unique_ptr<MountState> state = make_new(view);
     LogStart start = state->replay(folder, tree, options, std::nullopt);
-    state->rebuild_space(folder, start.space);
+    state->mark_space(folder, start.space);
+    start.space.finish_marking();
+    if (options.is_read_only) {
+        state->extent_reader_ = std::make_unique<ExtentReader>(folder);
+    } else {
+        remove_leftovers(folder, start.generation);
+        state->start_keeper(std::move(start), options.log);
+    }
+    return state;
+}
+
+std::unique_ptr<MountState> MountState::resume(std::unique_ptr<Arena> arena, const std::string& folder,
+                                               const store::TreeDigest& tree, const View& view,
+                                               const Options& options) {
+    std::unique_ptr<MountState> state(new MountState(std::move(arena), view));
     if (options.is_read_only) {
         state->extent_reader_ = std::make_unique<ExtentReader>(folder);
         return state;
     }
-    remove_leftovers(folder, start.generation);
-    const auto emit_state = [changes = state->changes_.get()](const auto& emit) { changes->checkpoint(emit); };
-    state->log_keeper_ = std::make_unique<LogKeeper>(std::move(start), emit_state, options.log);
+    LogStart start{.folder = folder, .tree = tree};
+    start.boot = options.boot ? *options.boot : log_format::current_boot();
+    start.scan.is_absent = true;
+    const std::uint64_t file_bytes = state->mark_space(folder, start.space);
+    start.held = start.space.finish_holding(file_bytes);
+    state->start_keeper(std::move(start), options.log);
+    remove_leftovers(folder, state->log_keeper_->generation());
     return state;
+}
+
+void MountState::start_keeper(LogStart start, const LogOptions& options) {
+    const auto emit_state = [changes = changes_.get()](const auto& emit) { changes->checkpoint(emit); };
+    log_keeper_ = std::make_unique<LogKeeper>(std::move(start), *arena_, emit_state, options);
 }
 
 std::unique_ptr<MountState> MountState::open_cut(const std::string& folder, const store::TreeDigest& tree,
                                                  const View& view, const LogKeeper::Cut& cut) {
-    std::unique_ptr<MountState> state(new MountState(view));
+    std::unique_ptr<MountState> state = make_new(view);
     LogStart start = state->replay(folder, tree, {.is_read_only = true, .log = {}, .boot = {}}, cut);
-    state->rebuild_space(folder, start.space);
+    state->mark_space(folder, start.space);
     state->extent_reader_ = std::make_unique<ExtentReader>(folder);
     return state;
 }
@@ -141,7 +166,8 @@ LogStart MountState::replay(const std::string& folder, const store::TreeDigest& 
     return start;
 }
 
-void MountState::rebuild_space(const std::string& folder, SpaceMap& space) const {
+/// Space that the extents of the state take; each must have its own. Returns the size of the extent file.
+std::uint64_t MountState::mark_space(const std::string& folder, SpaceMap& space) const {
     const std::uint64_t file_bytes = ExtentReader(folder).size_bytes();
     for_each_extent(*changes_, [&](const ChangedExtent& extent) {
         if (extent.is_hole) return;
@@ -151,7 +177,7 @@ void MountState::rebuild_space(const std::string& folder, SpaceMap& space) const
         throw store::Error(store::Errc::corrupt, folder + "/extents: the data of inode " + std::to_string(extent.node) +
                                                      (is_inside ? " overlaps other data" : " lies behind its end"));
     });
-    space.finish_marking();
+    return file_bytes;
 }
 
 LogKeeper::Cut MountState::begin_cut() {

@@ -49,6 +49,9 @@ public:
     /// Starts the keeper's timer thread.
     static std::unique_ptr<MountState> open(const std::string& folder, const store::TreeDigest& tree, const View& view,
                                             const Options& options);
+    /// In an arena that a killed server of the mount has left (Arena::attach): goes on where that one was.
+    static std::unique_ptr<MountState> resume(std::unique_ptr<Arena> arena, const std::string& folder,
+                                              const store::TreeDigest& tree, const View& view, const Options& options);
     /// As of a cut that the mount's server holds (LogKeeper::begin_cut).
     static std::unique_ptr<MountState> open_cut(const std::string& folder, const store::TreeDigest& tree,
                                                 const View& view, const LogKeeper::Cut& cut);
@@ -68,10 +71,12 @@ public:
     void close();  ///< A clean end: no more changes come.
 
 private:
-    explicit MountState(const View& view);
+    MountState(std::unique_ptr<Arena> arena, const View& view);
+    static std::unique_ptr<MountState> make_new(const View& view);
     LogStart replay(const std::string& folder, const store::TreeDigest& tree, const Options& options,
                     const std::optional<LogKeeper::Cut>& cut);
-    void rebuild_space(const std::string& folder, SpaceMap& space) const;
+    std::uint64_t mark_space(const std::string& folder, SpaceMap& space) const;
+    void start_keeper(LogStart start, const LogOptions& options);
 
     std::unique_ptr<Arena> arena_;
     std::unique_ptr<ChangeSet> changes_;

@@ -118,8 +118,10 @@ void answer_later(fuse_req_t request, Compute compute) noexcept {
     std::shared_ptr<Compute> shared;
     try {
         shared = std::make_shared<Compute>(std::move(compute));
-        context_of(request).workers->run(
-            [request, about, shared] { send_result(request, contain_request(context_of(request), about, *shared)); });
+        context_of(request).workers->run([request, about, shared] {
+            const InHand in_hand(context_of(request).transport->page(), about.header.unique);
+            send_result(request, contain_request(context_of(request), about, *shared));
+        });
     } catch (...) {  // No memory for the task: nothing was queued, or moved if not even `shared` was.
         send_result(request, contain_request(context_of(request), about, shared ? *shared : compute));
     }

@@ -13,6 +13,9 @@ const fuse_lowlevel_ops& operations();
 /// STATX, TMPFILE and SETXATTR, which libfuse 3.14 does not know, or not in full. For Transport.
 bool handle_raw(MountContext& context, const RawRequest& request);
 
+/// The answer to a request that a former server has carried out, without one to hear it. For Transport.
+void answer_done_before(MountContext& context, const RawRequest& request, std::uint64_t node);
+
 // Parts of operations(), by kind.
 void add_reading_operations(fuse_lowlevel_ops& table);
 void add_listing_operations(fuse_lowlevel_ops& table);

@@ -102,6 +102,25 @@ void answer_statx(MountContext& context, const RawRequest& request) {
     context.transport->reply(request.header.unique, 0, bytes_of(to_statx(context.owners, *attributes)));
 }
 
+/// To TMPFILE with what an open answers behind it, to all others alone.
+void reply_entry(MountContext& context, const RawRequest& request, const Result<Entry>& entry) {
+    if (!entry) {
+        context.transport->reply(request.header.unique, std::to_underlying(entry.error()));
+        return;
+    }
+    struct Reply {
+        fuse_entry_out entry;
+        fuse_open_out open;
+    } reply{};
+    static_assert(sizeof(Reply) == sizeof(fuse_entry_out) + sizeof(fuse_open_out));
+    reply.entry.nodeid = entry->attributes.node;
+    reply.entry.entry_valid = reply.entry.attr_valid = kForever;
+    reply.entry.attr = to_kernel(context.owners, entry->attributes);
+    reply.open.open_flags = FOPEN_KEEP_CACHE;
+    const bool opens = request.header.opcode == kernel::kOpTmpfile;
+    context.transport->reply(request.header.unique, 0, opens ? bytes_of(reply) : bytes_of(reply.entry));
+}
+
 void answer_tmpfile(MountContext& context, const RawRequest& request) {
     const auto made = contain_request(context, request, [&]() -> Result<Entry> {
         const auto body = body_of<fuse_create_in>(request);
@@ -111,20 +130,7 @@ void answer_tmpfile(MountContext& context, const RawRequest& request) {
                             .umask = body->umask};
         return context.fs->make_unnamed(request.header.nodeid, {.mode = S_IFREG | (body->mode & 07777)}, caller);
     });
-    if (!made) {
-        context.transport->reply(request.header.unique, std::to_underlying(made.error()));
-        return;
-    }
-    struct Reply {
-        fuse_entry_out entry;
-        fuse_open_out open;
-    } reply{};
-    static_assert(sizeof(Reply) == sizeof(fuse_entry_out) + sizeof(fuse_open_out));
-    reply.entry.nodeid = made->attributes.node;
-    reply.entry.entry_valid = reply.entry.attr_valid = kForever;
-    reply.entry.attr = to_kernel(context.owners, made->attributes);
-    reply.open.open_flags = FOPEN_KEEP_CACHE;
-    context.transport->reply(request.header.unique, 0, bytes_of(reply));
+    reply_entry(context, request, made);
 }
 
 void answer_setxattr(MountContext& context, const RawRequest& request) {
@@ -167,6 +173,21 @@ bool handle_raw(MountContext& context, const RawRequest& request) {
             return true;
         default:
             return false;
+    }
+}
+
+void answer_done_before(MountContext& context, const RawRequest& request, std::uint64_t node) {
+    switch (request.header.opcode) {
+        case FUSE_MKNOD:
+        case FUSE_MKDIR:
+        case FUSE_SYMLINK:
+        case FUSE_LINK:
+        case kernel::kOpTmpfile:
+            reply_entry(context, request, contain_request(context, request, [&] { return context.fs->entry(node); }));
+            break;
+        default:  // Names that went, or xattrs. An inode that lost its last name goes now, if it did not before.
+            if (node != 0) forget(context, node, 0);
+            context.transport->reply(request.header.unique, 0);
     }
 }
 

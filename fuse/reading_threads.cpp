@@ -392,6 +392,7 @@ void ReadingThreads::Impl::consider_quiet(std::uint32_t process) {
     const auto now = Clock::now();
     const bool is_burst = now - window_began_ < kBurstWindow;
     window_began_ = now;
+    if (!transport_.is_settled()) return;
     const bool may_now = verdict == ClientWatch::Verdict::one && is_burst && now >= quiet_allowed_at_.load();
     if (!may_now && !is_eager_) return;
     if (!is_eager_ && plain_load_.is_busy()) return;

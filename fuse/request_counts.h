@@ -15,6 +15,8 @@ namespace lamina::unionfs {
 /// Thread-safe; counting is one relaxed addition.
 class RequestCounts {
 public:
+    using Counts = std::array<std::atomic<std::uint64_t>, kernel::kOpLimit>;  ///< At 0: opcodes past the limit.
+    explicit RequestCounts(Counts& counts) : counts_(counts) {}  ///< In memory that outlives it, and a server.
     void count(std::uint32_t opcode) noexcept {
         counts_[opcode < kernel::kOpLimit ? opcode : 0].fetch_add(1, std::memory_order_relaxed);
     }
@@ -26,7 +28,7 @@ public:
     std::vector<std::pair<std::string_view, std::uint64_t>> list() const;
 
 private:
-    std::array<std::atomic<std::uint64_t>, kernel::kOpLimit> counts_{};  ///< 0: opcodes past the limit.
+    Counts& counts_;
 };
 
 /// Name of a request kind, as in counters and logs; "other" when unknown.

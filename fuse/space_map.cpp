@@ -244,6 +244,18 @@ void SpaceMap::finish_marking() {
     }
 }
 
+std::vector<SpaceMap::Range> SpaceMap::finish_holding(std::uint64_t end_bytes) {
+    std::vector<Range> held;
+    grow_to(std::min(blocks_for(end_bytes), kMaxBlocks));
+    std::uint64_t start = 1;
+    for (std::uint64_t block = 1; block <= end_block_; ++block) {
+        if (block < end_block_ && used_[static_cast<std::size_t>(block)] == 0) continue;
+        if (block > start) held.push_back({start * kBlockBytes, (block - start) * kBlockBytes});
+        start = block + 1;
+    }
+    return held;
+}
+
 std::vector<SpaceMap::Range> SpaceMap::free_runs() const {
     std::vector<Range> runs;
     for (const auto& [start, count] : free_) runs.push_back({start * kBlockBytes, count * kBlockBytes});

@@ -36,6 +36,9 @@ public:
     bool mark_used(Range range);
     /// After the last mark_used(): all blocks between that hold nothing are free.
     void finish_marking();
+    /// Instead of finish_marking(): all blocks up to an end that hold nothing stay taken until add_free(). They are
+    /// what is returned.
+    std::vector<Range> finish_holding(std::uint64_t end_bytes);
 
     std::uint64_t end_bytes() const noexcept { return end_block_ * kBlockBytes; }  ///< Behind all that was handed out.
     std::uint64_t used_bytes() const noexcept { return used_bytes_; }

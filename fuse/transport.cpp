@@ -4,12 +4,19 @@
 // I/O, where the one to INIT is replaced by what init_table.h says: libfuse would not agree on flags that it does not
 // know.
 //
-// The kernel sends INIT first and nothing else before its reply, so that the fields about it need no lock.
+// The kernel sends INIT first and nothing else before its reply, so that the fields about it need no lock. It sends it
+// once in the life of a connection: a server that takes one over gives libfuse the INIT that the first one got, drops
+// the reply, and asks the kernel for what has no answer yet. Those requests come first, in one thread, with a bit in
+// `unique`.
 #include "fuse/transport.h"
 
+#include "fuse/holder_watch.h"
 #include "fuse/init_table.h"
+#include "fuse/kill_points.h"
 #include "fuse/libfuse.h"
 #include "fuse/mount_context.h"
+#include "fuse/op_boundary.h"
+#include "fuse/request_seal.h"
 #include "fuse/unmount.h"
 #include "store/error.h"
 #include "store/file.h"
@@ -20,6 +27,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdarg>
@@ -77,14 +85,48 @@ const fuse_in_header& Inbox::header() const {
     return *reinterpret_cast<const fuse_in_header*>(buffer->bytes().data());
 }
 
-Transport::Transport(const fuse_lowlevel_ops& operations, RawHandler raw, MountContext& context)
-    : raw_(raw), context_(context), operations_(operations), buffers_(init::kRequestBytes, kSpareBuffers) {}
+InHand::InHand(SessionPage& page, std::uint64_t unique) noexcept {
+    static std::atomic<std::size_t> thread_count{0};
+    static thread_local const std::size_t place = thread_count++;
+    place_ = place < page.in_hand.size() ? &page.in_hand[place] : nullptr;
+    if (place_) place_->store(unique & ~kResentBit, std::memory_order_relaxed);
+}
+
+InHand::~InHand() {
+    if (place_) place_->store(0, std::memory_order_relaxed);
+}
+
+void note_suspects(SessionPage& page) noexcept {
+    const bool is_killed = page.death == static_cast<std::uint64_t>(SessionPage::Death::killed);
+    for (SessionPage::Word& in_hand : page.in_hand) {
+        const std::uint64_t unique = in_hand;
+        if (unique != 0 && !is_killed) {
+            const auto known =
+                std::ranges::find_if(page.suspects, [&](const auto& one) { return one.unique == unique; });
+            const auto least =
+                std::ranges::min_element(page.suspects, {}, [](const auto& one) { return one.deaths.load(); });
+            auto& suspect = known != page.suspects.end() ? *known : *least;
+            if (known == page.suspects.end()) suspect.deaths = 0;
+            suspect.unique = unique;
+            suspect.deaths = suspect.deaths + 1;
+        }
+        in_hand = 0;
+    }
+}
+
+Transport::Transport(const Handlers& handlers, Arena& arena, MountContext& context)
+    : handlers_(handlers),
+      arena_(arena),
+      page_(session_page(arena)),
+      context_(context),
+      buffers_(init::kRequestBytes, kSpareBuffers),
+      counts_(page_.request_counts) {}
 
 Transport::~Transport() {
     if (session_ != nullptr) ::fuse_session_destroy(session_);  // Closes the descriptor.
 }
 
-void Transport::mount(const MountSpec& spec) {
+void Transport::make_session(const MountSpec& spec) {
     const std::string options = mount_options(spec);
     std::vector<std::string> words = {"lamina-fuse", "-o", options};
     if (spec.is_debug) words.emplace_back("-d");
@@ -92,22 +134,74 @@ void Transport::mount(const MountSpec& spec) {
     for (auto& word : words) pointers.push_back(word.data());
     fuse_args arguments = {.argc = static_cast<int>(pointers.size()), .argv = pointers.data(), .allocated = 0};
     if (!spec.is_debug) ::fuse_set_log_func(remember_message);
-    session_ = ::fuse_session_new(&arguments, &operations_, sizeof operations_, &context_);
+    session_ = ::fuse_session_new(&arguments, &handlers_.operations, sizeof handlers_.operations, &context_);
     if (session_ == nullptr) throw store::Error(store::Errc::internal, "libfuse: " + last_libfuse_message);
+    mountpoint_ = spec.mountpoint;
+    allows_resend_ = spec.allows_resend;
+}
+
+void Transport::use_descriptor(int fd) {
+    fd_ = fd;
+    ::fcntl(fd_, F_SETFD, FD_CLOEXEC);
+    fuse_custom_io io{};
+    io.writev = write_for_libfuse;
+    io.read = [](int from, void* to, size_t size_bytes, void*) { return ::read(from, to, size_bytes); };
+    if (::fuse_session_custom_io(session_, &io, fd_) != 0) {
+        throw store::Error(store::Errc::internal, "libfuse refuses custom input and output");
+    }
+}
+
+void Transport::mount(const MountSpec& spec) {
+    make_session(spec);
     if (::fuse_session_mount(session_, spec.mountpoint.c_str()) != 0) {
+        mountpoint_.clear();
         const std::string why = last_libfuse_message.empty() ? "fusermount3 refused it" : last_libfuse_message;
         throw store::Error(store::Errc::unavailable,
                            fmt::format("mount on {}: {}{}", spec.mountpoint, why, mount_advice()));
     }
-    mountpoint_ = spec.mountpoint;
-    fd_ = ::fuse_session_fd(session_);
-    ::fcntl(fd_, F_SETFD, FD_CLOEXEC);
-    fuse_custom_io io{};
-    io.writev = write_for_libfuse;
-    io.read = [](int fd, void* to, size_t size_bytes, void*) { return ::read(fd, to, size_bytes); };
-    if (::fuse_session_custom_io(session_, &io, fd_) != 0) {
-        throw store::Error(store::Errc::internal, "libfuse refuses custom input and output");
+    use_descriptor(::fuse_session_fd(session_));
+}
+
+void Transport::take_over(store::UniqueFd fuse, const MountSpec& spec) {
+    make_session(spec);
+    use_descriptor(fuse.release());
+    is_taking_over_ = true;
+    is_settled_ = false;
+    note_suspects(page_);
+    replay_init();
+    ask_for_unanswered();
+    owes_first_reply_ = true;
+}
+
+void Transport::replay_init() {
+    struct Packet {
+        fuse_in_header header{};
+        fuse_init_in body{};
+    } packet;
+    static_assert(sizeof(Packet) == sizeof(fuse_in_header) + sizeof(fuse_init_in));
+    packet.header.len = sizeof packet;
+    packet.header.opcode = FUSE_INIT;
+    packet.header.unique = page_.init_unique;
+    std::memcpy(&packet.body, page_.init_request.data(), sizeof packet.body);
+    std::memcpy(&init_reply_, page_.init_reply.data(), sizeof init_reply_);
+    const RawRequest request{.header = packet.header, .body = std::as_bytes(std::span(&packet.body, 1))};
+    note_init(request);
+    fuse_buf buffer{};
+    buffer.mem = &packet;
+    buffer.size = sizeof packet;
+    ::fuse_session_process_buf(session_, &buffer);
+    if (!is_serving_) throw store::Error(store::Errc::internal, "libfuse does not take the INIT of the connection");
+}
+
+void Transport::ask_for_unanswered() {
+    fuse_out_header notification{};
+    notification.len = sizeof notification;
+    notification.error = kernel::kNotifyResend;
+    if (::write(fd_, &notification, sizeof notification) == sizeof notification) return;
+    if (errno == EINVAL) {
+        throw store::Error(store::Errc::unsupported, "this kernel cannot send unanswered requests again");
     }
+    // Unmounted or aborted meanwhile: the first receive() says so.
 }
 
 // Not fuse_session_unmount(): it closes the descriptor first, under the feet of the reading threads, and what
@@ -148,23 +242,57 @@ bool Transport::is_connected() const noexcept {
     return ::poll(&looked_at, 1, 0) == 0;
 }
 
+void Transport::note_init(const RawRequest& request) {
+    init_unique_ = request.header.unique;
+    std::memcpy(&init_request_, request.body.data(), std::min(request.body.size(), sizeof init_request_));
+}
+
 void Transport::process(Inbox& inbox) noexcept {
     const auto packet = inbox.buffer->bytes().first(inbox.size_bytes);
     current_request.header = inbox.header();
     current_request.body = packet.subspan(sizeof(fuse_in_header));
+    const fuse_in_header& header = current_request.header;
+    const InHand in_hand(page_, header.unique);
+    kill_point(KillPoint::received);
+    if (!is_settled()) settle(header);
+    if ((header.unique & kResentBit) != 0 && answer_resent(current_request)) return;
+    const RequestSeal seal(header.unique & ~kResentBit);
     current_inbox = &inbox;
-    if (current_request.header.opcode == FUSE_INIT && current_request.body.size() >= offsetof(fuse_init_in, flags2)) {
-        init_unique_ = current_request.header.unique;
-        std::memcpy(&init_request_, current_request.body.data(),
-                    std::min(current_request.body.size(), sizeof init_request_));
+    if (header.opcode == FUSE_INIT && current_request.body.size() >= offsetof(fuse_init_in, flags2)) {
+        note_init(current_request);
     }
-    if (!is_serving_.load(std::memory_order_relaxed) || !raw_(context_, current_request)) {
+    if (!is_serving_.load(std::memory_order_relaxed) || !handlers_.raw(context_, current_request)) {
         fuse_buf buffer{};
         buffer.mem = packet.data();
         buffer.size = packet.size();
         ::fuse_session_process_buf(session_, &buffer);
     }
     current_inbox = nullptr;
+}
+
+/// The kernel gives out what it sends again before anything that is new, but for what needs no reply.
+void Transport::settle(const fuse_in_header& header) noexcept {
+    const bool needs_no_reply =
+        header.opcode == FUSE_FORGET || header.opcode == FUSE_BATCH_FORGET || header.opcode == FUSE_INTERRUPT;
+    if ((header.unique & kResentBit) != 0 || needs_no_reply) return;
+    arena_.forget_former_answers();
+    is_settled_ = true;
+}
+
+/// What another server had in hand when it died: perhaps it is done, perhaps it was the cause.
+bool Transport::answer_resent(const RawRequest& request) noexcept {
+    const std::uint64_t unique = request.header.unique & ~kResentBit;
+    for (const SessionPage::Suspect& suspect : page_.suspects) {
+        if (suspect.unique != unique || suspect.deaths < kDeathsOfPoison) continue;
+        log_failure(context_, request, "it has killed the server too often");
+        reply(request.header.unique, EIO);
+        return true;
+    }
+    const auto sealed = arena_.sealed(unique);
+    if (!sealed) return false;
+    handlers_.done_before(context_, request, sealed->value);
+    arena_.answered(sealed->slot, unique);
+    return true;
 }
 
 const RawRequest& Transport::current() noexcept {
@@ -195,18 +323,36 @@ ssize_t Transport::write_for_libfuse(int, iovec* parts, int count, void* userdat
 
 ssize_t Transport::write_reply(iovec* parts, int count) {
     if (!is_serving_.load(std::memory_order_relaxed)) return write_init_reply(parts, count);
-    return ::writev(fd_, parts, count);
+    kill_point(KillPoint::before_reply);
+    const ssize_t written = ::writev(fd_, parts, count);
+    const int error_number = errno;
+    kill_point(KillPoint::after_reply);
+    page_.progress.fetch_add(1, std::memory_order_relaxed);
+    if (owes_first_reply_.load(std::memory_order_relaxed) && owes_first_reply_.exchange(false)) {
+        page_.last_gap_ns = monotonic_ns() - page_.died_at_ns;
+    }
+    errno = error_number;
+    return written;
 }
 
 ssize_t Transport::write_init_reply(iovec* parts, int count) {
     auto* const header = static_cast<fuse_out_header*>(parts[0].iov_base);
     const bool is_agreement = count == 2 && header->unique == init_unique_ && header->error == 0 &&
                               parts[1].iov_len == sizeof(fuse_init_out) && init_request_.major == FUSE_KERNEL_VERSION;
+    if (is_taking_over_) {  // The kernel has had its reply from the first server.
+        is_serving_ = is_agreement;
+        return static_cast<ssize_t>(header->len);
+    }
     if (!is_agreement) return ::writev(fd_, parts, count);
     fuse_init_out reply{};
     std::memcpy(&reply, parts[1].iov_base, sizeof reply);
     init_reply_ = init::make_reply(init_request_, reply);
+    if (!allows_resend_) init_reply_.flags2 &= ~static_cast<std::uint32_t>(kernel::kHasResend >> 32);
     parts[1].iov_base = &init_reply_;
+    page_.init_unique = init_unique_;
+    std::memcpy(page_.init_request.data(), &init_request_, sizeof init_request_);
+    std::memcpy(page_.init_reply.data(), &init_reply_, sizeof init_reply_);
+    page_.can_resend = (init_reply_.flags2 & (kernel::kHasResend >> 32)) != 0 ? 1 : 0;
     is_serving_.store(true);  // Before the reply: the next request may be here as soon as it is written.
     const ssize_t written = ::writev(fd_, parts, count);
     if (on_serving_) on_serving_();

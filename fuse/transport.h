@@ -1,8 +1,10 @@
 #pragma once
 
+#include "fuse/arena.h"
 #include "fuse/kernel_protocol.h"
 #include "fuse/locked_buffer.h"
 #include "fuse/request_counts.h"
+#include "fuse/session_page.h"
 
 #include <sys/uio.h>
 
@@ -30,7 +32,12 @@ struct MountSpec {
     bool allows_devices = false;
     std::vector<std::string> flags;  ///< Further ones of the kernel: noexec, noatime.
     bool is_debug = false;           ///< libfuse writes each request to standard error.
+    bool allows_resend = true;       ///< False, for tests: as a kernel that cannot send requests again.
 };
+
+inline SessionPage& session_page(Arena& arena) {
+    return *static_cast<SessionPage*>(static_cast<void*>(arena.session_bytes()));
+}
 
 /// One request as it came from the kernel. Lives until process() returns.
 struct RawRequest {
@@ -45,17 +52,37 @@ struct Inbox {
     const fuse_in_header& header() const;
 };
 
+/// Says in the session page which request this thread works on, for as long as one lives: what a server had in hand
+/// when it died may be what killed it.
+class InHand {
+public:
+    InHand(SessionPage& page, std::uint64_t unique) noexcept;
+    ~InHand();
+    InHand(const InHand&) = delete;
+    InHand& operator=(const InHand&) = delete;
+
+private:
+    SessionPage::Word* place_;
+};
+
 /// /dev/fuse of one mount: mounting, requests in, replies out, the INIT agreement (init_table.h), opcodes that the
-/// packaged libfuse does not know, counters by kind.
+/// packaged libfuse does not know, counters by kind; and what a next server needs to go on (take_over()).
 ///
 /// Several threads may receive and process at once, each with an inbox of its own; any thread may reply.
 class Transport {
 public:
     /// Answers a request that libfuse cannot; false hands it to libfuse after all.
     using RawHandler = bool (*)(MountContext& context, const RawRequest& request);
+    struct Handlers {
+        const fuse_lowlevel_ops& operations;
+        RawHandler raw;
+        /// Answers a request that a former server has carried out already; `node` is what was sealed with it.
+        void (*done_before)(MountContext& context, const RawRequest& request, std::uint64_t node);
+    };
 
-    /// `context` must outlive it and is what ops get as user data; `context.transport` must be this transport.
-    Transport(const fuse_lowlevel_ops& operations, RawHandler raw, MountContext& context);
+    /// `context` must outlive it and is what ops get as user data; `context.transport` must be this transport. The
+    /// arena, with its session page, too.
+    Transport(const Handlers& handlers, Arena& arena, MountContext& context);
     ~Transport();
     Transport(const Transport&) = delete;
     Transport& operator=(const Transport&) = delete;
@@ -64,6 +91,9 @@ public:
     void on_serving(std::function<void()> callback) { on_serving_ = std::move(callback); }
     /// Mounts; as a user by fusermount3. Throws store::Error, one line.
     void mount(const MountSpec& spec);
+    /// Goes on with the connection of a server that has died: what that has not answered comes again. Before any thread
+    /// receives. Throws unsupported where the kernel cannot do so.
+    void take_over(store::UniqueFd fuse, const MountSpec& spec);
     /// Unmounts without waiting for the reading threads, which must still serve. `is_lazy` also when files are open.
     /// busy when they are and it is not lazy. Any thread but a reading one.
     void unmount(bool is_lazy);
@@ -79,6 +109,9 @@ public:
 
     /// False once it is unmounted everywhere, or was aborted: nothing will come any more.
     bool is_connected() const noexcept;
+    /// All that former servers owed has been looked at: any thread may receive. Else one alone.
+    bool is_settled() const noexcept { return is_settled_.load(std::memory_order_relaxed); }
+    int fd() const noexcept { return fd_; }
 
     /// The request that this thread processes; only inside process().
     static const RawRequest& current() noexcept;
@@ -90,6 +123,7 @@ public:
     /// Replies to a raw request. `error_number` is positive, 0 for success.
     void reply(std::uint64_t unique, int error_number, std::span<const std::byte> body = {}) noexcept;
 
+    SessionPage& page() noexcept { return page_; }
     RequestCounts& counts() noexcept { return counts_; }
     const std::string& mountpoint() const noexcept { return mountpoint_; }
     fuse_init_out init_reply() const noexcept { return init_reply_; }  ///< As sent; zeros before.
@@ -98,10 +132,18 @@ private:
     static ssize_t write_for_libfuse(int fd, iovec* parts, int count, void* userdata);
     ssize_t write_reply(iovec* parts, int count);
     ssize_t write_init_reply(iovec* parts, int count);
+    void make_session(const MountSpec& spec);
+    void use_descriptor(int fd);
+    void note_init(const RawRequest& request);
+    void replay_init();
+    void ask_for_unanswered();
+    void settle(const fuse_in_header& header) noexcept;
+    bool answer_resent(const RawRequest& request) noexcept;
 
-    RawHandler raw_;
+    const Handlers handlers_;
+    Arena& arena_;
+    SessionPage& page_;
     MountContext& context_;
-    const fuse_lowlevel_ops& operations_;
     fuse_session* session_ = nullptr;
     int fd_ = -1;  ///< The session's.
     std::string mountpoint_;
@@ -109,10 +151,17 @@ private:
     BufferPool buffers_;
     RequestCounts counts_;
     std::atomic<bool> is_serving_{false};
+    std::atomic<bool> is_settled_{true};
+    std::atomic<bool> owes_first_reply_{false};
+    bool is_taking_over_ = false;
+    bool allows_resend_ = true;
     std::uint64_t init_unique_ = 0;
     fuse_init_in init_request_{};
     fuse_init_out init_reply_{};
 };
+
+/// Counts in the session page what the server that died had in hand. Before the new one receives.
+void note_suspects(SessionPage& page) noexcept;
 
 /// Whether an ordinary user may give others access: /etc/fuse.conf has user_allow_other.
 bool user_may_allow_others(const std::string& fuse_conf_path);

@@ -3,6 +3,7 @@
 // again until they are read. Space that a change frees is released only when the keeper has the change.
 #include "fuse/union_fs.h"
 
+#include "fuse/contain.h"
 #include "fuse/dir_listing.h"
 #include "fuse/posix_acl.h"
 #include "fuse/union_impl.h"
@@ -130,10 +131,17 @@ Result<void> UnionFs::Impl::apply(const change::Change& change) {
 }
 
 Result<void> UnionFs::Impl::perform_kept(const change::Change& change) {
-    if (const auto applied = changes.apply(change); !applied) return applied;
-    keeper->append(change);
+    const auto done = contain([&] {
+        Arena::Transaction transaction(records.arena());
+        if (const auto applied = changes.apply(change); !applied) return applied;
+        keeper->append(change);
+        transaction.commit();
+        return Result<void>{};
+    });
+    keeper->appended(done.has_value());
+    if (!done) freed_.clear();  // What was undone has freed nothing.
     release_freed();
-    return {};
+    return done;
 }
 
 Result<Attributes> UnionFs::Impl::shown(NodeId node) const {
@@ -187,6 +195,11 @@ Result<std::optional<Entry>> UnionFs::lookup(NodeId parent, std::string_view nam
     const auto entry = impl_->entry(node);
     if (!entry) return std::unexpected(entry.error());
     return *entry;
+}
+
+Result<Entry> UnionFs::entry(NodeId node) {
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->entry(node);
 }
 
 void UnionFs::forget(NodeId node, std::uint64_t count) {

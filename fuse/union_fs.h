@@ -68,6 +68,7 @@ public:
     ~UnionFs();
 
     Result<std::optional<Entry>> lookup(NodeId parent, std::string_view name);  ///< nullopt: absent. Counts a look-up.
+    Result<Entry> entry(NodeId node);  ///< As lookup() of one of its names. Counts a look-up.
     void forget(NodeId node, std::uint64_t count);
     Result<Attributes> attributes(NodeId node);
     Result<std::string> link_target(NodeId node);

@@ -18,6 +18,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
+#include <ctime>
 
 namespace lamina::unionfs {
 namespace {
@@ -59,7 +60,9 @@ void EndSignals::take() {
 
 UnionServer::UnionServer(EndSignals& signals, const Parts& parts, std::function<void()> on_ready)
     : signals_(signals),
+      parts_(parts),
       log_(parts.log),
+      on_ready_(std::move(on_ready)),
       ended_(new_event()),
       workers_(kWorkerLimit),
       context_{.fs = &parts.fs,
@@ -68,30 +71,74 @@ UnionServer::UnionServer(EndSignals& signals, const Parts& parts, std::function<
                .transport = &transport_,
                .owners = parts.owners,
                .has_no_xattrs = parts.has_no_xattrs},
-      transport_(operations(), handle_raw, context_),
+      transport_({.operations = operations(), .raw = handle_raw, .done_before = answer_done_before}, parts.arena,
+                 context_),
       readers_(transport_, parts.quiet_reader) {
-    transport_.on_serving(std::move(on_ready));
+    transport_.on_serving([this] { begin_first(); });
 }
 
-void UnionServer::run(const MountSpec& spec) {
-    transport_.mount(spec);
+/// In the thread that has answered INIT. Without a holder the mount lives as long as this server.
+void UnionServer::begin_first() {
+    SessionPage& page = transport_.page();
+    page.since = static_cast<std::uint64_t>(std::time(nullptr));
+    page.server = static_cast<std::uint64_t>(::getpid());
+    page.state = static_cast<std::uint64_t>(SessionPage::State::serving);
+    page.version = SessionPage::kVersion;
+    std::vector<int> handed = {transport_.fd(), parts_.arena.fd()};
+    handed.insert(handed.end(), handed_.begin(), handed_.end());
+    try {
+        parts_.holder.hand_over(handed);
+    } catch (const std::exception& error) {  // The mount can do without.
+        log_.line(error.what());
+    }
+    if (on_ready_) on_ready_();
+}
+
+void UnionServer::begin_next(const MountSpec& spec) {
+    SessionPage& page = transport_.page();
+    if (page.version != SessionPage::kVersion)
+        throw store::Error(store::Errc::unsupported, "the session page of the mount is of another version");
+    transport_.take_over(parts_.holder.take(HolderLink::kFuse), spec);
+    page.server = static_cast<std::uint64_t>(::getpid());
+    page.state = static_cast<std::uint64_t>(SessionPage::State::serving);
+}
+
+void UnionServer::ended() noexcept {
+    transport_.page().state = static_cast<std::uint64_t>(SessionPage::State::ended);
+}
+
+void UnionServer::run(const MountSpec& spec, std::vector<int> handed) {
+    handed_ = std::move(handed);
+    if (parts_.holder.is_first())
+        transport_.mount(spec);
+    else
+        begin_next(spec);
     readers_.start();
     joiner_ = std::jthread([this] {
         readers_.join();
         set_event(ended_.get());
     });
-    std::array<pollfd, 2> waiting = {pollfd{.fd = ended_.get(), .events = POLLIN, .revents = 0},
-                                     pollfd{.fd = signals_.fd(), .events = POLLIN, .revents = 0}};
+    wait_until_ended();
+    joiner_ = {};
+    workers_.finish();
+}
+
+void UnionServer::wait_until_ended() {
+    std::array<pollfd, 3> waiting = {pollfd{.fd = ended_.get(), .events = POLLIN, .revents = 0},
+                                     pollfd{.fd = signals_.fd(), .events = POLLIN, .revents = 0},
+                                     pollfd{.fd = parts_.holder.fd(), .events = 0, .revents = 0}};
     while (true) {
         if (::poll(waiting.data(), waiting.size(), -1) < 0 && errno != EINTR) store::throw_errno(errno, "poll");
-        if (waiting[0].revents != 0) break;
+        if (waiting[0].revents != 0) return;
         if (waiting[1].revents != 0) {
             signals_.take();
             end_by_signal();
         }
+        if (waiting[2].revents != 0) {
+            log_.line("the holder of the mount is gone: this server goes on alone");
+            waiting[2].fd = -1;
+        }
     }
-    joiner_ = {};
-    workers_.finish();
 }
 
 // The mount may be in use: then it is detached, which always works, and the threads are told to end.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "fuse/holder.h"
 #include "fuse/json_text.h"
 #include "fuse/mount_context.h"
 #include "fuse/ops.h"
@@ -15,6 +16,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace lamina::unionfs {
 
@@ -36,6 +38,8 @@ public:
     struct Parts {
         UnionFs& fs;
         ServerLog& log;
+        Arena& arena;
+        HolderLink& holder;
         OwnerMap owners;
         bool has_no_xattrs = false;
         QuietReader quiet_reader = QuietReader::when_it_pays;
@@ -45,21 +49,31 @@ public:
     UnionServer(const UnionServer&) = delete;
     UnionServer& operator=(const UnionServer&) = delete;
 
-    /// Mounts, serves, and returns when the kernel sends nothing any more and all answers are out. Throws store::Error
-    /// when it cannot be mounted.
-    void run(const MountSpec& spec);
+    /// Mounts, or goes on with the mount of a server that has died; serves, and returns when the kernel sends nothing
+    /// any more and all answers are out. Throws store::Error when it cannot be mounted. `handed`: descriptors that a
+    /// next server needs, from HolderLink::kLog on.
+    void run(const MountSpec& spec, std::vector<int> handed);
+    /// All that was changed is kept: the holder need not start another server.
+    void ended() noexcept;
     /// Unmounts; busy when files are open and it is not forced. Any thread but a reading one.
     void stop(bool is_forced);
 
     bool is_mounted() const noexcept { return transport_.is_connected(); }
+    SessionPage& page() noexcept { return transport_.page(); }
     JsonObject requests_as_json();
     JsonObject reader_as_json();
 
 private:
+    void begin_first();
+    void begin_next(const MountSpec& spec);
+    void wait_until_ended();
     void end_by_signal();
 
     EndSignals& signals_;
+    const Parts parts_;
+    std::vector<int> handed_;
     ServerLog& log_;
+    const std::function<void()> on_ready_;
     store::UniqueFd ended_;
     WorkerPool workers_;
     MountContext context_;

@@ -67,13 +67,13 @@ TEST_CASE("what was changed is there after an unmount and the next mount", "[e2e
     CHECK(::access((mount / "etc").c_str(), F_OK) != 0);
 }
 
-TEST_CASE("what was synced is there after the server was killed", "[e2e][crash]") {
+TEST_CASE("what was synced is there after holder and server were killed", "[e2e][crash]") {
     if (!test::can_mount()) return;
     RealMount mount(small_image());
     for (int round = 0; round < 3; ++round) {
         const std::string name = "synced" + std::to_string(round);
         write_text(mount / name, pattern(200'000, static_cast<unsigned>(round)), true);
-        mount.kill_server(SIGKILL);
+        mount.kill_all(SIGKILL);
         mount.start();
         for (int i = 0; i <= round; ++i) {
             CHECK(read_text(mount / ("synced" + std::to_string(i))) == pattern(200'000, static_cast<unsigned>(i)));
@@ -82,11 +82,13 @@ TEST_CASE("what was synced is there after the server was killed", "[e2e][crash]"
     }
 }
 
-TEST_CASE("a new server takes the place of a killed one on the same mount point", "[e2e][crash]") {
+TEST_CASE("a mount whose holder and server are dead gives way to a new one on the same mount point", "[e2e][crash]") {
     if (!test::can_mount()) return;
     RealMount mount(small_image());
     write_text(mount / "synced", "text", true);
-    REQUIRE(::kill(mount.server(), SIGKILL) == 0);
+    const pid_t server = mount.server();
+    REQUIRE(::kill(mount.holder(), SIGKILL) == 0);
+    REQUIRE(::kill(server, SIGKILL) == 0);
     mount.wait_until_gone();
     CHECK(::access((mount / "etc").c_str(), F_OK) != 0);
     mount.start();

@@ -185,7 +185,7 @@ TEST_CASE("a file that is no arena, or of another version, or cut, is refused", 
     };
     CHECK(with(100, 0));
     CHECK(!with(offsetof(arena_format::Header, magic), 1));
-    CHECK(!with(offsetof(arena_format::Header, version), 2));
+    CHECK(!with(offsetof(arena_format::Header, version), 3));
     CHECK(!with(offsetof(arena_format::Header, log_used_bytes), 24));
     CHECK(!with(offsetof(arena_format::Header, log_used_bytes) + 4, 1));
     CHECK(!with(offsetof(arena_format::Header, log_end), 5));
@@ -210,28 +210,43 @@ TEST_CASE("an arena can live in a file", "[fuse][arena]") {
     CHECK((*Arena::attach(open()))->root() == 77);
 }
 
-TEST_CASE("the last answers are found by their request, each exactly if its change was made", "[fuse][arena]") {
+TEST_CASE("an answer is found by its request until the kernel has it, exactly if its change was made",
+          "[fuse][arena]") {
     const auto arena = *Arena::create();
-    const auto seal = [&](std::uint64_t unique, const std::string& answer, bool commits) {
-        Arena::Transaction transaction(*arena);
-        arena->set_root(static_cast<std::uint32_t>(unique));
-        arena->seal(unique, std::as_bytes(std::span(answer)));
+    const auto seal = [](Arena& in, std::uint64_t unique, bool commits) {
+        Arena::Transaction transaction(in);
+        in.set_root(static_cast<std::uint32_t>(unique));
+        in.seal(unique, unique * 10);
         if (commits) transaction.commit();
     };
-    for (std::uint64_t unique = 1; unique <= 100; ++unique) seal(unique, "answer " + std::to_string(unique), true);
-    seal(101, "never", false);
-    CHECK(!arena->sealed(101));
-    CHECK(!arena->sealed(36));
+    for (std::uint64_t unique = 1; unique <= 3; ++unique) seal(*arena, unique, true);
+    seal(*arena, 4, false);
+    arena->answered(arena->sealed(2)->slot, 2);
     const auto next = *Arena::attach(another_fd(*arena));
-    for (std::uint64_t unique = 37; unique <= 100; ++unique) {
-        const auto answer = next->sealed(unique);
-        REQUIRE(answer);
-        CHECK(std::string(reinterpret_cast<const char*>(answer->data()), answer->size()) ==
-              "answer " + std::to_string(unique));
-    }
-    seal(102, std::string(arena_format::kMaxAnswerBytes, 'x'), true);
-    CHECK(arena->sealed(102)->size() == arena_format::kMaxAnswerBytes);
-    CHECK_THROWS_AS(seal(103, std::string(arena_format::kMaxAnswerBytes + 1, 'x'), true), store::Error);
+    REQUIRE(next->sealed(1));
+    CHECK(next->sealed(1)->value == 10);
+    CHECK(!next->sealed(2));
+    REQUIRE(next->sealed(3));
+    CHECK(next->sealed(3)->value == 30);
+    CHECK(!next->sealed(4));
+
+    next->answered(next->sealed(1)->slot, 1);
+    seal(*next, 5, true);  // In the place of the first.
+    next->forget_former_answers();
+    CHECK(!next->sealed(3));
+    REQUIRE(next->sealed(5));
+    CHECK(next->sealed(5)->value == 50);
+}
+
+TEST_CASE("there is room for more answers than threads can owe, and no more", "[fuse][arena]") {
+    const auto arena = *Arena::create();
+    Arena::Transaction transaction(*arena);
+    for (std::uint64_t unique = 1; unique <= arena_format::kAnswerSlots; ++unique) arena->seal(unique, 0);
+    CHECK_THROWS_AS(arena->seal(100, 0), store::Error);
+    arena->answered(17, 100);  // Not that one's slot.
+    CHECK_THROWS_AS(arena->seal(100, 0), store::Error);
+    arena->answered(17, 18);
+    CHECK(arena->seal(100, 0) == 17);
 }
 
 TEST_CASE("a process killed at any step of a transaction leaves all of it or nothing", "[fuse][arena]") {
@@ -248,7 +263,7 @@ TEST_CASE("a process killed at any step of a transaction leaves all of it or not
         for (auto& word : arena->edit(words)) word += 10;
         arena->release(arena->allocate<Pair>());
         arena->release(arena->allocate<Pair>(3000));
-        arena->seal(1, {});
+        arena->seal(1, 7);
         transaction.commit();
     };
     long step = 1;

@@ -66,7 +66,7 @@ TEST_CASE("records wait in the buffer until it is full, flushed or synced", "[lo
     const std::uint64_t flushed = log_bytes(folder);
     CHECK(flushed > log_format::kHeaderBytes);
     for (int at = 0; at < 2000; ++at) REQUIRE(mount.make(kRootNode, "f" + std::to_string(at), S_IFREG | 0644));
-    CHECK(log_bytes(folder) > flushed + 64 * 1024);
+    CHECK(log_bytes(folder) > flushed + 40 * 1024);
     const std::uint64_t written = log_bytes(folder);
     REQUIRE(mount.keeper().sync());
     CHECK(log_bytes(folder) > written);

@@ -68,7 +68,8 @@ TEST_CASE("a buffer pool lends no more than its limit", "[locked_buffer]") {
 }
 
 TEST_CASE("requests are counted by kind, unknown ones together", "[request_counts]") {
-    RequestCounts counts;
+    RequestCounts::Counts memory{};
+    RequestCounts counts(memory);
     counts.count(FUSE_LOOKUP);
     counts.count(FUSE_LOOKUP);
     counts.count(kernel::kOpStatx);

@@ -31,14 +31,19 @@ Result<void> KeptMount::change(const change::Change& change, std::uint64_t data_
     const auto room = frees ? state_->keeper().reserve_to_free(400) : state_->keeper().reserve(66'000, data_bytes);
     if (!room) return room;
     if (const auto reserved = state_->changes().reserve(change); !reserved) return reserved;
-    if (const auto applied = state_->changes().apply(change); !applied) return applied;
-    append(change);
-    return {};
+    return perform(change);
 }
 
-void KeptMount::append(const change::Change& change) {
-    state_->keeper().append(change);
+Result<void> KeptMount::perform(const change::Change& change) {
+    {
+        Arena::Transaction transaction(state_->arena());
+        if (const auto applied = state_->changes().apply(change); !applied) return applied;
+        state_->keeper().append(change);
+        transaction.commit();
+    }
+    state_->keeper().appended(true);
     release();
+    return {};
 }
 
 void KeptMount::release() {
@@ -85,9 +90,7 @@ Result<void> KeptMount::write(NodeId node, std::uint64_t offset_bytes, std::stri
                                .extent_offset_bytes = place,
                                .time = {.seconds = ++clock_, .nanoseconds = 7}};
     if (const auto reserved = state_->changes().reserve(change); !reserved) return reserved;
-    if (const auto applied = state_->changes().apply(change); !applied) return applied;
-    append(change);
-    return {};
+    return perform(change);
 }
 
 Result<void> KeptMount::remove(NodeId parent, const std::string& name) {

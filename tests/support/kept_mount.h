@@ -43,7 +43,7 @@ public:
     static store::TreeDigest tree();
 
 private:
-    void append(const unionfs::change::Change& change);
+    unionfs::Result<void> perform(const unionfs::change::Change& change);
     void release();
 
     std::unique_ptr<unionfs::MountState> state_;

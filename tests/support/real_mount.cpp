@@ -133,8 +133,10 @@ void RealMount::unmount() {
     wait_until_gone();
 }
 
-void RealMount::kill_server(int signal) {
-    REQUIRE(::kill(server(), signal) == 0);
+void RealMount::kill_all(int signal) {
+    const pid_t serving = server();
+    REQUIRE(::kill(holder(), signal) == 0);
+    REQUIRE(::kill(serving, signal) == 0);
     wait_until_gone();
     ::umount2(mountpoint_.c_str(), MNT_DETACH);
     if (::geteuid() != 0) run_program({"fusermount3", "-uzq", mountpoint_});
@@ -155,11 +157,20 @@ std::string RealMount::stats() const {
     return ran.output;
 }
 
-pid_t RealMount::server() const {
+std::uint64_t RealMount::number_of(const std::string& member) const {
     const std::string line = stats();
-    const std::size_t at = line.find("\"pid\":");
+    const std::string key = "\"" + member + "\":";
+    const std::size_t at = line.find(key);
     REQUIRE(at != std::string::npos);
-    return static_cast<pid_t>(std::atol(line.c_str() + at + 6));
+    return std::strtoull(line.c_str() + at + key.size(), nullptr, 10);
+}
+
+pid_t RealMount::server() const {
+    return static_cast<pid_t>(number_of("pid"));
+}
+
+pid_t RealMount::holder() const {
+    return static_cast<pid_t>(number_of("holder_pid"));
 }
 
 RealMount::Counts RealMount::counts() const {

@@ -43,12 +43,14 @@ public:
     /// Starts a server again after unmount(), stop() or kill(). The constructor has started the first.
     void start();
     Ran try_start(const std::vector<std::string>& more = {});
-    void unmount();                ///< umount(2); returns when the server is gone.
-    void kill_server(int signal);  ///< Returns when it is gone; detaches what a dead one left.
-    void wait_until_gone();        ///< The server's lock is free. Fails the test after 20 s.
+    void unmount();             ///< umount(2); returns when the server is gone.
+    void kill_all(int signal);  ///< Holder and server. Returns when they are gone; detaches what dead ones left.
+    void wait_until_gone();     ///< The server's lock is free. Fails the test after 20 s.
     bool is_mounted() const;
-    std::string stats() const;                                     ///< The JSON line.
-    pid_t server() const;                                          ///< Of the running server.
+    std::string stats() const;  ///< The JSON line.
+    pid_t server() const;       ///< The process that serves.
+    pid_t holder() const;
+    std::uint64_t number_of(const std::string& member) const;      ///< In stats().
     Ran lamina_fuse(const std::vector<std::string>& words) const;  ///< With --state.
 
     using Counts = std::map<std::string, std::uint64_t>;

@@ -7,6 +7,7 @@
 #include "fuse/op_boundary.h"
 #include "fuse/reading_threads.h"
 #include "fuse/transport.h"
+#include "store/error.h"
 
 #include <sys/stat.h>
 
@@ -17,6 +18,7 @@
 #include <ctime>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 using namespace lamina;
@@ -204,9 +206,14 @@ int main(int argc, char** argv) {
     }
     try {
         const fuse_lowlevel_ops table = operations();
+        const auto arena = unionfs::Arena::create();  // For the session page.
+        if (!arena) lamina::store::throw_errno(std::to_underlying(arena.error()), "arena");
         unionfs::MountContext context;
         unionfs::Transport transport(
-            table, [](unionfs::MountContext&, const unionfs::RawRequest&) { return false; }, context);
+            {.operations = table,
+             .raw = [](unionfs::MountContext&, const unionfs::RawRequest&) { return false; },
+             .done_before = [](unionfs::MountContext&, const unionfs::RawRequest&, std::uint64_t) {}},
+            **arena, context);
         context.transport = &transport;
         unionfs::ReadingThreads readers(transport, reader_of(names_reader ? argv[2] : ""));
         transport.mount({.mountpoint = argv[argc - 1], .source = "empty", .allows_others = true});
