@@ -100,8 +100,11 @@ void ChildProcess::finish() {
     pid_ = 0;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return;
     const std::string words = last_words();
+    constexpr int kTryAgainExit = 75;  // EX_TEMPFAIL of sysexits.h.
+    const bool may_be_repeated = WIFEXITED(status) && WEXITSTATUS(status) == kTryAgainExit;
     const std::string how = WIFSIGNALED(status) ? "was ended by signal " + std::to_string(WTERMSIG(status)) : "failed";
-    throw store::Error(store::Errc::unavailable, words.empty() ? program_ + " " + how : words);
+    throw store::Error(may_be_repeated ? store::Errc::busy : store::Errc::unavailable,
+                       words.empty() ? program_ + " " + how : words);
 }
 
 std::string ChildProcess::last_words() const {

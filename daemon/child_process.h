@@ -12,7 +12,8 @@
 namespace lamina::daemon {
 
 /// A program whose standard output is read as a stream. At its end the exit status is checked: another than 0 throws
-/// Errc::unavailable with the program's last words. Destroyed early, or stopped, it kills the program.
+/// Errc::unavailable (75: Errc::busy, it may be tried again) with the program's last words. Destroyed early, or
+/// stopped, it kills the program.
 class ChildProcess : public store::ByteSource {
 public:
     ChildProcess(const std::string& program, const std::vector<std::string>& arguments, std::stop_token stop);

@@ -29,6 +29,7 @@ constexpr std::size_t kMaxNameBytes = 128;
 constexpr auto kStatsLimit = std::chrono::milliseconds(1000);
 constexpr auto kStopLimit = std::chrono::seconds(30);
 constexpr auto kEndLimit = std::chrono::seconds(10);
+constexpr unsigned kCommitTries = 5;
 constexpr auto kLockLook = std::chrono::milliseconds(2);
 constexpr std::size_t kMaxProgramOutput = 4096;
 constexpr std::time_t kPruneAgeSeconds = 60;  // A mount that its client is about to start has no server yet.
@@ -287,8 +288,14 @@ store::ImageSummary Mounts::commit(const api::CommitRequest& request, const stor
                                       .name = name,
                                       .created_by = "lamina commit " + mount.name,
                                       .progress = progress};
-    ChildProcess program(mount_program_, {"--state", mount.folder, "--export"}, stop);
-    return store_.commit(commit, program, stop);
+    for (unsigned tries = 1;; ++tries) {
+        try {
+            ChildProcess program(mount_program_, {"--state", mount.folder, "--export"}, stop);
+            return store_.commit(commit, program, stop);
+        } catch (const Error& error) {  // The mount's server was replaced over it.
+            if (error.code() != Errc::busy || tries == kCommitTries) throw;
+        }
+    }
 }
 
 std::vector<std::string> Mounts::idle() const {

@@ -8,6 +8,7 @@
 // the free lists only as the commit's last step: until then they still hold what undoing would bring back.
 #include "fuse/arena.h"
 
+#include "fuse/kill_points.h"
 #include "store/error.h"
 
 #include <fcntl.h>
@@ -64,7 +65,10 @@ Result<std::unique_ptr<Arena>> Arena::attach(store::UniqueFd arena_file) {
     auto arena = reserve_addresses(std::move(arena_file));
     if (!arena) return arena;
     if (const auto mapped = (*arena)->check_and_map(); !mapped) return std::unexpected(mapped.error());
-    (*arena)->undo_to(0);
+    if (g_left_out.undo)
+        (*arena)->set_log_used(0);
+    else
+        (*arena)->undo_to(0);
     static_assert(format::kAnswerSlots == 64);
     for (std::size_t slot = 0; slot < format::kAnswerSlots; ++slot)
         if ((*arena)->answers()[slot].unique != 0) (*arena)->former_answers_ |= std::uint64_t{1} << slot;

@@ -228,6 +228,11 @@ ControlClient::ControlClient(const std::string& folder) : fd_(make_socket()) {
     throw store::Error(store::Errc::unavailable, folder + ": no server runs here");
 }
 
+bool ControlClient::is_alive() const noexcept {
+    pollfd looked_at{.fd = fd_.get(), .events = POLLRDHUP, .revents = 0};
+    return ::poll(&looked_at, 1, 0) == 0;
+}
+
 std::string ControlClient::ask(const std::string& line) {
     constexpr std::size_t kAnswerLimitBytes = 1 << 20;
     send_all(fd_.get(), line + "\n");  // Where that fails, the server may have said why before it closed.
@@ -247,7 +252,15 @@ std::string ControlClient::ask(const std::string& line) {
 }
 
 std::string ask_control(const std::string& folder, const std::string& line) {
-    return ControlClient(folder).ask(line);
+    constexpr unsigned kServersLimit = 1000;
+    for (unsigned servers = 1;; ++servers) {
+        ControlClient client(folder);
+        try {
+            return client.ask(line);
+        } catch (const store::Error& error) {
+            if (error.code() != store::Errc::unavailable || servers == kServersLimit) throw;
+        }
+    }
 }
 
 }  // namespace lamina::unionfs

@@ -21,6 +21,7 @@ public:
 /// The control socket of a mount, <mount folder>/control, mode 0600: one JSON object a line in, one out.
 ///
 ///   {"ask":"stats"}   counters, sizes, who reads         {"ask":"sync"}   all that was changed is durable
+///   {"ask":"upgrade","program":PATH}   a server of that program goes on; the connection may end without an answer
 ///   {"ask":"cut"}     a state to diff or commit, held until the connection closes
 ///   {"ask":"stop"}    sync, unmount, exit; "force":true also when files are open
 ///
@@ -51,13 +52,17 @@ private:
 class ControlClient {
 public:
     explicit ControlClient(const std::string& folder);  ///< unavailable: nobody listens.
-    std::string ask(const std::string& line);           ///< The answer is the line without newline.
+    /// The answer is the line without newline. unavailable: the server went away over it.
+    std::string ask(const std::string& line);
+    /// The server that was connected to still lives, and holds what it held.
+    bool is_alive() const noexcept;
 
 private:
     store::UniqueFd fd_;
 };
 
-/// One question, for the command line and tests.
+/// One question that may be asked twice, for the command line and tests: when a server dies over it, the next one is
+/// asked. unavailable: nobody listens.
 std::string ask_control(const std::string& folder, const std::string& line);
 
 }  // namespace lamina::unionfs

@@ -32,12 +32,20 @@ const char* read_text(const char* path, std::array<char, kSize>& room) noexcept 
     return room.data();
 }
 
-bool task_waits_for_disk(pid_t process, const char* task) noexcept {
+/// As in proc(5): 'D' waits for a disk, 'T' is stopped; 0 when it is gone.
+char state_of(pid_t process, const char* task) noexcept {
     std::array<char, 64> path{};
     std::snprintf(path.data(), path.size(), "/proc/%d/task/%.20s/stat", static_cast<int>(process), task);
     std::array<char, 256> room{};
     const char* const name_end = std::strrchr(read_text(path.data(), room), ')');
-    return name_end != nullptr && std::strncmp(name_end, ") D", 3) == 0;
+    return name_end != nullptr && name_end[1] == ' ' ? name_end[2] : '\0';
+}
+
+/// One that is may hold a request of which nobody can tell.
+bool is_stopped(pid_t process) noexcept {
+    std::array<char, 24> task{};
+    std::snprintf(task.data(), task.size(), "%d", static_cast<int>(process));
+    return state_of(process, task.data()) == 'T';
 }
 
 }  // namespace
@@ -50,7 +58,8 @@ void ServerWatch::start(unsigned limit_ms) noexcept {
 bool ServerWatch::is_stuck(const SessionPage& page, int fuse_fd, pid_t server) noexcept {
     pollfd waiting{.fd = fuse_fd, .events = POLLIN, .revents = 0};
     const bool serves = page.state == static_cast<std::uint64_t>(SessionPage::State::serving);
-    const bool requests_wait = ::poll(&waiting, 1, 0) > 0;
+    bool requests_wait = ::poll(&waiting, 1, 0) > 0 || is_stopped(server);
+    for (const SessionPage::Word& in_hand : page.in_hand) requests_wait = requests_wait || in_hand != 0;
     const std::uint64_t progress = page.progress;
     const bool is_still = progress == progress_ && (requests_wait || !serves);
     progress_ = progress;
@@ -70,7 +79,7 @@ bool waits_for_disk(pid_t process) noexcept {
     for (long got = 0; !waits && (got = ::syscall(SYS_getdents64, folder, room.data(), room.size())) > 0;) {
         for (long at = 0; at < got;) {
             const auto* const entry = reinterpret_cast<const dirent64*>(room.data() + at);
-            waits = waits || (entry->d_name[0] != '.' && task_waits_for_disk(process, entry->d_name));
+            waits = waits || (entry->d_name[0] != '.' && state_of(process, entry->d_name) == 'D');
             at += entry->d_reclen;
         }
     }

@@ -1,6 +1,7 @@
 #include "fuse/kill_points.h"
 
 #include "fuse/arena.h"
+#include "fuse/transport.h"
 #include "fuse/upper_calls.h"
 #include "store/file_ops.h"
 
@@ -21,8 +22,9 @@ struct Point {
     std::string_view name;
     std::uint64_t one_in = 0;  ///< 0: never.
 };
-std::array<Point, 6> points{Point{"received"}, Point{"before_reply"}, Point{"after_reply"},
-                            Point{"arena"},    Point{"upper"},        Point{"file"}};
+enum Place : std::size_t { kArena = 4, kUpper, kFile };  ///< Behind those of KillPoint.
+std::array<Point, 7> points{Point{"received"}, Point{"accepted"}, Point{"before_reply"}, Point{"after_reply"},
+                            Point{"arena"},    Point{"upper"},    Point{"file"}};
 
 std::uint64_t draw() {
     static thread_local std::uint64_t state = [] {
@@ -40,17 +42,32 @@ void maybe_die(const Point& point) {
     if (point.one_in != 0 && draw() % point.one_in == 0) ::kill(::getpid(), SIGKILL);
 }
 
+/// A request with this text in it crashes the server.
+std::string_view poison;
+
+void die_of_poison() {
+    const auto body = Transport::current().body;
+    const std::string_view text(reinterpret_cast<const char*>(body.data()), body.size());
+    constexpr int kExitSoftware = 70;
+    if (!poison.empty() && text.find(poison) != text.npos) ::_exit(kExitSoftware);
+}
+
 class FilePoint : public store::FaultHook {
 public:
-    void before(std::string_view, std::string_view) override { maybe_die(points[5]); }
+    void before(std::string_view, std::string_view) override { maybe_die(points[kFile]); }
 };
 
 }  // namespace
 
 void install_kill_points_from_environment() {
     const char* const text = std::getenv("LAMINA_KILL_POINTS");
-    if (text == nullptr) return;
-    for (std::string_view rest = text; !rest.empty();) {
+    const char* const left_out = std::getenv("LAMINA_WITHOUT");
+    const std::string_view without = left_out == nullptr ? "" : left_out;
+    g_left_out = {.seals = without == "seals", .undo = without == "undo", .locks = without == "locks"};
+    const char* const poison_text = std::getenv("LAMINA_POISON");
+    if (poison_text != nullptr) poison = poison_text;
+    if (text == nullptr && poison.empty()) return;
+    for (std::string_view rest = text == nullptr ? "" : text; !rest.empty();) {
         const std::size_t end = rest.find(',');
         const std::string_view one = rest.substr(0, end);
         const std::size_t colon = one.find(':');
@@ -59,11 +76,14 @@ void install_kill_points_from_environment() {
                 point.one_in = std::strtoull(one.data() + colon + 1, nullptr, 10);
         rest = end == rest.npos ? std::string_view() : rest.substr(end + 1);
     }
-    g_kill_point = [](KillPoint point) { maybe_die(points[static_cast<std::size_t>(point)]); };
-    if (points[3].one_in != 0) g_arena_step = [] { maybe_die(points[3]); };
-    if (points[4].one_in != 0) g_upper_step = [] { maybe_die(points[4]); };
+    g_kill_point = [](KillPoint point) {
+        if (point == KillPoint::accepted) die_of_poison();
+        maybe_die(points[static_cast<std::size_t>(point)]);
+    };
+    if (points[kArena].one_in != 0) g_arena_step = [] { maybe_die(points[kArena]); };
+    if (points[kUpper].one_in != 0) g_upper_step = [] { maybe_die(points[kUpper]); };
     static FilePoint file_point;
-    if (points[5].one_in != 0) store::g_fault_hook.store(&file_point, std::memory_order_release);
+    if (points[kFile].one_in != 0) store::g_fault_hook.store(&file_point, std::memory_order_release);
 }
 
 }  // namespace lamina::unionfs

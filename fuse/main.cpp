@@ -25,6 +25,20 @@ using unionfs::ServerOptions;
 
 constexpr std::string_view kHandedOver = unionfs::kHandedOverOption;
 
+/// EX_TEMPFAIL of sysexits.h.
+constexpr int kTryAgainExit = 75;
+
+int export_layer(const ServerOptions& options) {
+    try {
+        unionfs::run_export(options.mount_folder, STDOUT_FILENO);
+        return 0;
+    } catch (const store::Error& error) {
+        if (error.code() != store::Errc::busy) throw;
+        std::fprintf(stderr, "lamina-fuse: %s\n", error.what());
+        return kTryAgainExit;
+    }
+}
+
 int ask(const ServerOptions& options, const std::string& line) {
     const std::string answer = unionfs::ask_control(options.mount_folder, line);
     std::printf("%s\n", answer.c_str());
@@ -65,6 +79,8 @@ int run(const ServerOptions& options, char** arguments) {
             return ask(options, R"({"ask":"stats"})");
         case ServerOptions::Action::sync:
             return ask(options, R"({"ask":"sync"})");
+        case ServerOptions::Action::upgrade:
+            return unionfs::upgrade_server(options.mount_folder);
         case ServerOptions::Action::stop:
             return ask(options, options.is_forced ? R"({"ask":"stop","force":true})" : R"({"ask":"stop"})");
         case ServerOptions::Action::version:
@@ -77,8 +93,7 @@ int run(const ServerOptions& options, char** arguments) {
             unionfs::run_diff(options.mount_folder, {}, STDOUT_FILENO);
             return 0;
         case ServerOptions::Action::export_layer:
-            unionfs::run_export(options.mount_folder, STDOUT_FILENO);
-            return 0;
+            return export_layer(options);
     }
     return 2;
 }

@@ -26,18 +26,18 @@ constexpr std::size_t kPathLimitBytes = 4095;
 
 // Mount flags and options of other programs that change nothing here: access times are the server's, not the kernel's.
 bool is_harmless(std::string_view name) {
-    constexpr std::array kNames = {"rw",       "default_permissions",
-                                   "auto",     "allow_other",
-                                   "noauto",   "user",
-                                   "nouser",   "users",
-                                   "_netdev",  "nofail",
-                                   "atime",    "diratime",
-                                   "relatime", "norelatime",
-                                   "lazytime", "strictatime",
-                                   "exec",     "nostrictatime",
-                                   "sync",     "nolazytime",
-                                   "async",    "defaults",
-                                   "dirsync",  "remount",
+    constexpr std::array kNames = {"rw",        "default_permissions",
+                                   "auto",      "allow_other",
+                                   "noauto",    "user",
+                                   "nouser",    "users",
+                                   "_netdev",   "nofail",
+                                   "atime",     "diratime",
+                                   "relatime",  "norelatime",
+                                   "lazytime",  "strictatime",
+                                   "exec",      "nostrictatime",
+                                   "sync",      "nolazytime",
+                                   "async",     "defaults",
+                                   "dirsync",   "remount",
                                    "nodiratime"};
     return std::ranges::find(kNames, name) != kNames.end();
 }
@@ -123,9 +123,10 @@ private:
     }
     void take(const std::string& word) {
         static const std::map<std::string, Action> kActions = {
-            {"--stats", Action::stats}, {"--stop", Action::stop},           {"--sync", Action::sync},
-            {"--diff", Action::diff},   {"--export", Action::export_layer}, {"--version", Action::version},
-            {"-V", Action::version},    {"--help", Action::help},           {"-h", Action::help},
+            {"--upgrade", Action::upgrade}, {"--stats", Action::stats}, {"--stop", Action::stop},
+            {"--sync", Action::sync},       {"--diff", Action::diff},   {"--export", Action::export_layer},
+            {"--version", Action::version}, {"-V", Action::version},    {"--help", Action::help},
+            {"-h", Action::help},
         };
         if (const auto found = kActions.find(word); found != kActions.end()) {
             set_action(found->second);
@@ -162,7 +163,7 @@ private:
 const char* const kServerHelp =
     "usage: lamina-fuse -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTIONS] [-f] [-d] [SOURCE] MOUNTPOINT\n"
     "       lamina-fuse --state <store>/mounts/<id> [-o OPTIONS] [-f] [-d] MOUNTPOINT\n"
-    "       lamina-fuse --state <store>/mounts/<id> --stats | --sync | --stop [--force]\n"
+    "       lamina-fuse --state <store>/mounts/<id> --stats | --sync | --upgrade | --stop [--force]\n"
     "       lamina-fuse --state <store>/mounts/<id> --diff | --export\n"
     "\n"
     "Serves one mount of folders, the first of them on top; the upper one takes all changes. Or of an image: reads "
@@ -176,6 +177,7 @@ const char* const kServerHelp =
     "  -o cache=64M  memory for file data          -o reader=plain  never the quiet reading thread\n"
     "  --stats       the running server's counters, as JSON\n"
     "  --sync        make all changes durable      --stop  sync, unmount, end; --force: though files are open\n"
+    "  --upgrade     this program takes the place of the one that serves; no file is closed\n"
     "  --diff        what was changed, as JSON     --export  what was changed, as a layer tar on standard output\n"
     "  --version     print the version             --help  print this\n";
 

@@ -11,7 +11,7 @@ namespace lamina::unionfs {
 
 /// The command line of lamina-fuse, checked.
 struct ServerOptions {
-    enum class Action { serve, stats, stop, sync, diff, export_layer, version, help };
+    enum class Action { serve, stats, stop, sync, upgrade, diff, export_layer, version, help };
     Action action = Action::serve;
     std::string mount_folder;  ///< --state: <store root>/mounts/<id>. Empty: a mount of folders.
     StackMountOptions stack;   ///< Of one of folders.

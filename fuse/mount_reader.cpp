@@ -87,6 +87,8 @@ public:
             std::this_thread::sleep_for(kPause);
         }
     }
+    /// What was read since may not have stood still.
+    bool has_lost_server() const { return server_ && !server_->is_alive(); }
     const ChangeSet& changes() const { return std::as_const(*state_).changes(); }
     const View& view() const { return view_; }
     const Keeper& bytes() { return state_->keeper(); }
@@ -105,7 +107,8 @@ private:
             state_ = MountState::open_cut(folder, base_.tree, view_, cut);
             return true;
         } catch (const store::Error& error) {
-            if (error.code() == store::Errc::unavailable) return false;  // It is about to start, or to end.
+            // It is about to start, or to end; or it was killed, and another one writes on.
+            if (error.code() == store::Errc::unavailable || has_lost_server()) return false;
             throw;
         }
     }
@@ -125,6 +128,22 @@ private:
     std::optional<ControlClient> server_;
     std::unique_ptr<MountState> state_;
 };
+
+/// Calls `read` with a mount's changes; when the server that holds them still is killed meanwhile, once more.
+template <class Read>
+void read_still(const std::string& folder, Read&& read) {
+    constexpr unsigned kServersLimit = 100;
+    for (unsigned servers = 1;; ++servers) {
+        MountReader mount(folder);
+        try {
+            read(mount);
+        } catch (const store::Error&) {
+            if (!mount.has_lost_server()) throw;
+        }
+        if (!mount.has_lost_server()) return;
+        if (servers == kServersLimit) throw store::Error(store::Errc::busy, folder + ": its server dies all the time");
+    }
+}
 
 std::string absolute(const std::string& path) {
     char* const real = ::realpath(path.c_str(), nullptr);
@@ -170,13 +189,13 @@ const char* type_text(std::uint32_t type) {
 
 void run_diff(const std::string& mount_folder, const DiffOptions& options, int out_fd) {
     std::vector<ListedChange> lines;
-    {
-        MountReader mount(absolute(mount_folder));
+    read_still(absolute(mount_folder), [&](const MountReader& mount) {
+        lines.clear();
         const ListOptions list{.lists_moved = options.lists_moved};
         list_changes(mount.changes(), mount.view(), list, [&](const ListedChange& change) {
             if (!change.path.empty()) lines.push_back(change);
         });
-    }
+    });
     std::sort(lines.begin(), lines.end(), [](const auto& a, const auto& b) { return a.path < b.path; });
     FdSink out(out_fd);
     for (const ListedChange& line : lines) {
@@ -190,8 +209,14 @@ void run_diff(const std::string& mount_folder, const DiffOptions& options, int o
 void run_export(const std::string& mount_folder, int out_fd) {
     MountReader mount(absolute(mount_folder));
     FdSink out(out_fd);
-    export_layer(mount.changes(), mount.view(), mount.bytes(), out);
-    out.flush();
+    try {
+        export_layer(mount.changes(), mount.view(), mount.bytes(), out);
+        out.flush();
+    } catch (const store::Error&) {
+        if (!mount.has_lost_server()) throw;
+    }
+    if (mount.has_lost_server())
+        throw store::Error(store::Errc::busy, mount_folder + ": its server was replaced meanwhile; try again");
 }
 
 }  // namespace lamina::unionfs

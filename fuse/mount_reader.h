@@ -14,7 +14,7 @@ struct DiffOptions {
 /// One line each of {"kind":"A","path":"/x","type":"file"} on standard output, sorted by path. Kinds: A added, C
 /// changed, D deleted. Types: file, directory, symlink, char_device, block_device, fifo, socket.
 void run_diff(const std::string& mount_folder, const DiffOptions& options, int out_fd);
-/// An OCI layer (layer_export.h).
+/// An OCI layer (layer_export.h). busy: the mount's server was replaced meanwhile; what was written is no layer.
 void run_export(const std::string& mount_folder, int out_fd);
 
 }  // namespace lamina::unionfs

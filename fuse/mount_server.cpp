@@ -14,17 +14,20 @@
 #include "store/file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <climits>
+#include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <memory>
 #include <optional>
+#include <thread>
 
 namespace lamina::unionfs {
 namespace {
@@ -54,6 +57,7 @@ public:
     JsonObject stats();
     Result<void> sync() { return fs_->sync(); }
     MountState& state() { return *state_; }
+    const HolderLink& holder() const { return holder_; }
     void stop(bool is_forced);
 
 private:
@@ -62,6 +66,7 @@ private:
     JsonObject changes_as_json();
 
     const ServerOptions options_;
+    HolderLink& holder_;
     const std::string& mount_folder_ = options_.mount_folder;
     EndSignals signals_;
     ServerLog log_;
@@ -91,12 +96,20 @@ public:
             server_.stop(members.contains("force") && members.at("force") == "true");
             return JsonObject().flag("ok", true).str();
         }
-        throw store::Error(store::Errc::unsupported, "ask: one of stats, sync, cut, stop");
+        if (ask == "upgrade") return upgrade(members.contains("program") ? members.at("program") : std::string());
+        throw store::Error(store::Errc::unsupported, "ask: one of stats, sync, cut, upgrade, stop");
     }
 
 private:
     static std::string plain(const Result<void>& result) {
         if (!result) store::throw_errno(std::to_underlying(result.error()), "sync");
+        return JsonObject().flag("ok", true).str();
+    }
+    /// The holder ends this server for it: the answer may come or not.
+    std::string upgrade(const std::string& program) {
+        const store::UniqueFd fd(::open(program.c_str(), O_PATH | O_CLOEXEC));
+        if (!fd) store::throw_errno(errno, "program " + program);
+        server_.holder().ask_for_upgrade(fd.get());
         return JsonObject().flag("ok", true).str();
     }
     std::string cut() {
@@ -123,6 +136,7 @@ store::UniqueFd open_holder_log(const ServerOptions& options) {
 
 MountServer::MountServer(const ServerOptions& options, HolderLink& holder, const std::function<void()>& on_ready)
     : options_(options),
+      holder_(holder),
       log_(options.stays_in_foreground ? std::string() : mount_folder_ + "/server.log"),
       holder_log_(open_holder_log(options_)),
       lock_(lock_of(mount_folder_, holder)),
@@ -233,6 +247,51 @@ std::string checked_mountpoint(const std::string& mountpoint, const std::string&
         throw store::Error(store::Errc::malformed, "mount point " + path + ": the store lies below it");
     }
     return path;
+}
+
+namespace {
+
+/// Number of a member of an answer; 0: there is no such one, or no answer.
+std::uint64_t number_in_stats(const std::string& mount_folder, const std::string& member) {
+    std::string answer;
+    try {
+        answer = ask_control(mount_folder, R"({"ask":"stats"})");
+    } catch (const store::Error&) {  // Between two servers, or one died over it.
+        return 0;
+    }
+    const auto at = answer.find("\"" + member + "\":");
+    return at == answer.npos ? 0 : std::strtoull(answer.c_str() + at + member.size() + 3, nullptr, 10);
+}
+
+bool is_same_file(const std::string& one, const std::string& other) {
+    struct stat of_one {};
+    struct stat of_other {};
+    return ::stat(one.c_str(), &of_one) == 0 && ::stat(other.c_str(), &of_other) == 0 &&
+           of_one.st_dev == of_other.st_dev && of_one.st_ino == of_other.st_ino;
+}
+
+}  // namespace
+
+int upgrade_server(const std::string& mount_folder) {
+    constexpr std::chrono::seconds kPatience{30};
+    const std::uint64_t old_server = number_in_stats(mount_folder, "pid");
+    const std::string program = real_path("/proc/self/exe");
+    if (old_server == 0) throw store::Error(store::Errc::unavailable, mount_folder + ": no server runs here");
+    try {
+        ControlClient(mount_folder).ask(R"({"ask":"upgrade","program":")" + program + "\"}");
+    } catch (const store::Error& error) {  // The server was replaced before it answered, or is not there.
+        if (error.code() != store::Errc::unavailable) throw;
+    }
+    const auto until = std::chrono::steady_clock::now() + kPatience;
+    std::uint64_t server = 0;
+    while ((server = number_in_stats(mount_folder, "pid")) == 0 || server == old_server) {
+        if (std::chrono::steady_clock::now() > until) throw store::Error(store::Errc::timed_out, "no new server came");
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    const bool is_ours = is_same_file("/proc/self/exe", "/proc/" + std::to_string(server) + "/exe");
+    std::printf("process %llu serves, of %s\n", static_cast<unsigned long long>(server),
+                is_ours ? program.c_str() : "the old program: the new one cannot go on with this mount");
+    return is_ours ? 0 : 1;
 }
 
 void resolve_paths(ServerOptions& options) {

@@ -1,11 +1,15 @@
 // `turn_` says who reads. Only the two threads change it: the quiet one gives its turn up (several clients, busy
-// cores), the plain one takes it (late, idle) or gives it away (one client, many requests).
+// cores), with the request that it has just taken; the plain one takes it (late, idle) or gives it away (one client,
+// many requests).
 //
 // Quiet: SCHED_IDLE makes a core that runs only this thread count as idle, so the scheduler leaves the client there
 // when our reply wakes it, and affinity to the client's core puts us there when its request wakes us. Both cost an idle
 // thread dearly as soon as anything else wants the core, so the plain thread looks each millisecond: no progress since
 // the last look while a request is pending or in hand means taking over. It then reads on while the quiet thread still
 // holds its one request; where permitted it gives it normal policy until that is answered.
+//
+// A thread cannot leave SCHED_IDLE without privilege, and on a busy machine the end of a server would wait for one that
+// gets no core. So the quiet thread ends with its turn, and each turn has a new one: 50 us, at most every 50 ms.
 //
 // Both may be inside read(2) after a switch. A starved reader must not be the one whom the kernel wakes for the next
 // request: a signal makes it runnable, and the kernel passes it over for those that sleep.
@@ -50,8 +54,9 @@ int kick_signal() {
     return SIGRTMIN;
 }
 
-void wait_while(const std::atomic<int>& value, int is) {
-    ::syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, is, nullptr, nullptr, 0);
+void wait_while(const std::atomic<int>& value, int is, milliseconds limit) {
+    const timespec longest{.tv_sec = 0, .tv_nsec = std::chrono::nanoseconds(limit).count()};
+    ::syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, is, &longest, nullptr, 0);
 }
 
 void wake_all(const std::atomic<int>& value) {
@@ -161,14 +166,15 @@ unsigned running_from_loadavg(std::string_view loadavg) {
 class ReadingThreads::Impl {
 public:
     Impl(Transport& transport, QuietReader quiet)
-        : transport_(transport), is_eager_(quiet == QuietReader::eagerly), may_be_quiet_(quiet != QuietReader::never) {}
+        : transport_(transport), is_eager_(quiet == QuietReader::eagerly), may_be_quiet_(quiet != QuietReader::never) {
+        if (may_be_quiet_) quiet_inbox_ = transport_.make_inbox();
+    }
 
     void start() {
         struct sigaction kick {};
         kick.sa_handler = [](int) {};  // Only to end a read(2).
         ::sigaction(kick_signal(), &kick, nullptr);
         ::sched_getaffinity(0, sizeof all_cpus_, &all_cpus_);
-        if (may_be_quiet_) quiet_ = std::jthread([this] { run_quiet(); });
         plain_ = std::jthread([this] { run_plain(); });
     }
     void join() {
@@ -230,6 +236,14 @@ private:
     void end() {
         turn_ = kEnded;
         wake_all(turn_);
+        lift_policy();
+    }
+    /// Of the quiet thread: of any use only with privilege, and where its core is busy.
+    void lift_policy() {
+        const pid_t task = quiet_task_;
+        if (task == 0) return;
+        ::sched_setaffinity(task, sizeof all_cpus_, &all_cpus_);
+        set_policy(task, SCHED_OTHER);
     }
     void handle(Inbox& inbox) {
         ++progress_;  // Odd: a request is in hand.
@@ -239,12 +253,15 @@ private:
 
     void run_quiet();
     bool enter_quiet_policy();
-    void leave_quiet_turn(Counter& why);
-    void follow(std::uint32_t process);
+    bool hands_turn_over(ClientWatch& watch);
+    bool leave_quiet_turn(Counter& why);
+    bool follow(std::uint32_t process);
     void watch_quiet();
     void take_from_quiet(Counter& why);
     void run_plain();
+    void answer_handed();
     void consider_quiet(std::uint32_t process);
+    void start_quiet();
     void hold_off() { quiet_allowed_at_ = Clock::now() + kFirstHoldOff; }
 
     Transport& transport_;
@@ -257,7 +274,12 @@ private:
     std::atomic<pid_t> plain_task_{0};
     std::atomic<int> started_count_{0};
     std::atomic<int> left_count_{0};
+    std::atomic<bool> quiet_is_there_{false};  ///< From before its start to its end.
     Counter to_quiet_{0}, to_plain_idle_{0}, to_plain_clients_{0}, to_plain_busy_{0}, to_plain_late_{0}, moves_{0};
+
+    /// The request in `quiet_inbox_` is whose takes this.
+    std::atomic<bool> is_handed_{false};
+    Inbox quiet_inbox_;
 
     // Of the quiet thread.
     FollowedClient client_;
@@ -278,7 +300,6 @@ private:
     std::jthread plain_;
 };
 
-// Idle policy is not for ever: the plain thread may have lifted it, and following may not be possible here.
 bool ReadingThreads::Impl::enter_quiet_policy() {
     own_cpu_ = -1;
     until_cpu_ = 0;
@@ -287,73 +308,68 @@ bool ReadingThreads::Impl::enter_quiet_policy() {
     return set_policy(0, SCHED_IDLE);
 }
 
-void ReadingThreads::Impl::leave_quiet_turn(Counter& why) {
+/// With the request in the inbox. False: the plain thread has taken the turn already, and the request stays here.
+bool ReadingThreads::Impl::leave_quiet_turn(Counter& why) {
     hold_off();
-    if (pass_turn(kQuiet, kPlain)) ++why;
+    is_handed_ = true;
+    if (pass_turn(kQuiet, kPlain)) {
+        ++why;
+        return true;
+    }
+    return !is_handed_.exchange(false);
 }
 
-void ReadingThreads::Impl::follow(std::uint32_t process) {
-    if (!client_.is_other(process) && until_cpu_-- > 0) return;
+/// True when the client's core may not be used: the turn was handed over.
+bool ReadingThreads::Impl::follow(std::uint32_t process) {
+    if (!client_.is_other(process) && until_cpu_-- > 0) return false;
     until_cpu_ = kLookUpCpuEvery;
     const int cpu = client_.cpu(process);
-    if (cpu < 0 || cpu == own_cpu_ || cpu >= CPU_SETSIZE) return;
+    if (cpu < 0 || cpu == own_cpu_ || cpu >= CPU_SETSIZE) return false;
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(cpu, &one);
     if (::sched_setaffinity(0, sizeof one, &one) != 0) {  // The client may run where we must not.
         if (errno == EPERM) may_be_quiet_ = false;
-        leave_quiet_turn(to_plain_busy_);
-        return;
+        return leave_quiet_turn(to_plain_busy_);
     }
     own_cpu_ = cpu;
     ++moves_;
+    return false;
+}
+
+/// Looks at the request in the inbox. True: it is the plain thread's, and so is the turn.
+bool ReadingThreads::Impl::hands_turn_over(ClientWatch& watch) {
+    const std::uint32_t process = quiet_inbox_.header().pid;
+    if (watch.saw(process) == ClientWatch::Verdict::several && !is_eager_) return leave_quiet_turn(to_plain_clients_);
+    if (--until_load_ == 0) {
+        until_load_ = kLookUpLoadEvery;
+        if (!is_eager_ && quiet_load_.stays_busy()) return leave_quiet_turn(to_plain_busy_);
+    }
+    return process != 0 && follow(process);
 }
 
 void ReadingThreads::Impl::run_quiet() {
     const Presence presence(*this, quiet_task_);
-    Inbox inbox = transport_.make_inbox();
-    ClientWatch watch;
-    std::uint64_t entered_turn = 0;
-    while (turn_ != kEnded) {
-        if (turn_ == kPlain) {
-            wait_while(turn_, kPlain);
-            continue;
-        }
-        if (entered_turn != to_quiet_) {
-            entered_turn = to_quiet_;
-            watch.reset();
-            if (!enter_quiet_policy()) {
-                may_be_quiet_ = false;
-                leave_quiet_turn(to_plain_busy_);
-                return;
-            }
-        }
-        const auto received = transport_.receive(inbox);
-        if (received == Transport::Received::ended) break;
-        if (received == Transport::Received::interrupted) continue;
-        const std::uint32_t process = inbox.header().pid;
-        if (turn_ == kQuiet) {
-            if (watch.saw(process) == ClientWatch::Verdict::several && !is_eager_) {
-                leave_quiet_turn(to_plain_clients_);
-            } else if (--until_load_ == 0) {
-                until_load_ = kLookUpLoadEvery;
-                if (!is_eager_ && quiet_load_.stays_busy()) leave_quiet_turn(to_plain_busy_);
-            }
-            if (process != 0 && turn_ == kQuiet) follow(process);
-        }
-        handle(inbox);
+    if (!enter_quiet_policy()) {
+        may_be_quiet_ = false;
+        pass_turn(kQuiet, kPlain);
+        return;
     }
-    end();
+    ClientWatch watch;
+    while (turn_ == kQuiet) {
+        const auto received = transport_.receive(quiet_inbox_);
+        if (received == Transport::Received::ended) return end();
+        if (received == Transport::Received::interrupted) continue;
+        if (turn_ == kQuiet && hands_turn_over(watch)) return;
+        handle(quiet_inbox_);
+    }
 }
 
 void ReadingThreads::Impl::take_from_quiet(Counter& why) {
     if (!pass_turn(kQuiet, kPlain)) return;  // It sees that when it has finished what it holds.
     ++why;
-    const pid_t task = quiet_task_;
-    if (task == 0) return;
-    ::sched_setaffinity(task, sizeof all_cpus_, &all_cpus_);
-    set_policy(task, SCHED_OTHER);  // Needs privilege; without, it gets there on its own.
-    kick(task);
+    lift_policy();
+    if (const pid_t task = quiet_task_; task != 0) kick(task);
 }
 
 // One look each millisecond while the quiet thread reads.
@@ -362,7 +378,7 @@ void ReadingThreads::Impl::watch_quiet() {
     int still_ticks = 0;
     int late_ticks = 0;
     while (turn_ == kQuiet) {
-        std::this_thread::sleep_for(kTick);
+        wait_while(turn_, kQuiet, kTick);
         const std::uint64_t progress = progress_;
         if (progress != seen) {
             seen = progress;
@@ -397,8 +413,28 @@ void ReadingThreads::Impl::consider_quiet(std::uint32_t process) {
     if (!may_now && !is_eager_) return;
     if (!is_eager_ && plain_load_.is_busy()) return;
     quiet_since_ = now;
-    ++to_quiet_;
-    pass_turn(kPlain, kQuiet);
+    start_quiet();
+}
+
+void ReadingThreads::Impl::start_quiet() {
+    if (quiet_is_there_) return;  // The last one has not left yet.
+    quiet_ = {};
+    if (!pass_turn(kPlain, kQuiet)) return;
+    quiet_is_there_ = true;
+    try {
+        quiet_ = std::jthread([this] {
+            run_quiet();
+            quiet_is_there_ = false;
+        });
+        ++to_quiet_;
+    } catch (const std::system_error&) {
+        quiet_is_there_ = false;
+        pass_turn(kQuiet, kPlain);
+    }
+}
+
+void ReadingThreads::Impl::answer_handed() {
+    if (is_handed_.exchange(false)) transport_.process(quiet_inbox_);
 }
 
 void ReadingThreads::Impl::run_plain() {
@@ -407,6 +443,7 @@ void ReadingThreads::Impl::run_plain() {
     while (turn_ != kEnded) {
         if (turn_ == kQuiet) {
             watch_quiet();
+            answer_handed();
             continue;
         }
         const auto received = transport_.receive(inbox);
@@ -416,6 +453,7 @@ void ReadingThreads::Impl::run_plain() {
         transport_.process(inbox);
         if (may_be_quiet_ && process != 0) consider_quiet(process);
     }
+    answer_handed();
     end();
 }
 

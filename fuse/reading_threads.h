@@ -40,13 +40,13 @@ enum class QuietReader {
     eagerly,  ///< At every chance, whoever else wants the cores: for tests of the switching.
 };
 
-/// The threads that take requests from the transport: two, of which one reads and the other is parked.
+/// The threads that take requests from the transport: one or two, of which one reads.
 ///
 /// The plain one has normal policy and is there from the start; it alone meets every promise. When one client sends
-/// many requests on a machine that is otherwise idle, the quiet one takes over: it has the policy SCHED_IDLE and
+/// many requests on a machine that is otherwise idle, a quiet one takes over: it has the policy SCHED_IDLE and
 /// follows the client's CPU, so that neither wake-up of a request has to rouse another core (design.md section 6, "The
 /// same core"). The plain one watches it meanwhile, and takes back what waits for 2 ms. When nothing was asked for 50
-/// ms the plain one is back: an idle mount costs no CPU time.
+/// ms the plain one is back: an idle mount costs no CPU time, and no quiet thread is there to be waited for.
 class ReadingThreads {
 public:
     struct Stats {
@@ -66,9 +66,9 @@ public:
 
     /// Starts the threads. Signals other than its own should be blocked in the caller.
     void start();
-    /// Returns when the mount has ended and both threads with it.
+    /// Returns when the mount has ended and the threads with it.
     void join();
-    /// Makes both threads end after the request in hand, though the mount goes on.
+    /// Makes the threads end after the request in hand, though the mount goes on.
     void stop();
     Stats stats() const;
 

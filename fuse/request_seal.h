@@ -1,6 +1,7 @@
 #pragma once
 
 #include "fuse/arena.h"
+#include "fuse/kill_points.h"
 
 #include <cstdint>
 
@@ -23,7 +24,7 @@ public:
     /// In the transaction that carries the request out; nothing where the thread has none. `node`: what was made, or
     /// lost a name (0: nothing).
     static void seal(Arena& arena, std::uint64_t node) {
-        if (unique_ == 0 || arena_) return;
+        if (unique_ == 0 || arena_ || g_left_out.seals) return;
         slot_ = arena.seal(unique_, node);
         arena_ = &arena;
     }

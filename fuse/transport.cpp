@@ -23,6 +23,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -49,6 +50,24 @@ void remember_message(fuse_log_level, const char* format, va_list arguments) {
     last_libfuse_message = text.data();
     while (!last_libfuse_message.empty() && last_libfuse_message.back() == '\n') last_libfuse_message.pop_back();
 }
+
+/// A number that no other living thread has.
+class ThreadPlace {
+public:
+    ThreadPlace() noexcept {
+        while (number < SessionPage::kThreads && taken_[number].exchange(true)) ++number;
+    }
+    ~ThreadPlace() {
+        if (number < SessionPage::kThreads) taken_[number] = false;
+    }
+    ThreadPlace(const ThreadPlace&) = delete;
+    ThreadPlace& operator=(const ThreadPlace&) = delete;
+
+    std::size_t number = 0;  ///< SessionPage::kThreads: there is none.
+
+private:
+    static inline std::array<std::atomic<bool>, SessionPage::kThreads> taken_{};
+};
 
 std::string option_value(std::string text) {
     for (char& letter : text) {
@@ -86,9 +105,8 @@ const fuse_in_header& Inbox::header() const {
 }
 
 InHand::InHand(SessionPage& page, std::uint64_t unique) noexcept {
-    static std::atomic<std::size_t> thread_count{0};
-    static thread_local const std::size_t place = thread_count++;
-    place_ = place < page.in_hand.size() ? &page.in_hand[place] : nullptr;
+    static thread_local const ThreadPlace place;
+    place_ = place.number < page.in_hand.size() ? &page.in_hand[place.number] : nullptr;
     if (place_) place_->store(unique & ~kResentBit, std::memory_order_relaxed);
 }
 
@@ -220,6 +238,7 @@ Inbox Transport::make_inbox() {
 
 Transport::Received Transport::receive(Inbox& inbox) noexcept {
     const auto room = inbox.buffer->bytes();
+    if (g_left_out.locks) ::madvise(room.data(), room.size(), MADV_DONTNEED);
     const ssize_t got = ::read(fd_, room.data(), room.size());
     if (got < 0) {
         // ENOENT: the request was taken back before we had it.
@@ -256,6 +275,7 @@ void Transport::process(Inbox& inbox) noexcept {
     kill_point(KillPoint::received);
     if (!is_settled()) settle(header);
     if ((header.unique & kResentBit) != 0 && answer_resent(current_request)) return;
+    kill_point(KillPoint::accepted);
     const RequestSeal seal(header.unique & ~kResentBit);
     current_inbox = &inbox;
     if (header.opcode == FUSE_INIT && current_request.body.size() >= offsetof(fuse_init_in, flags2)) {

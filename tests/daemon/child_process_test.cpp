@@ -32,6 +32,15 @@ TEST_CASE("a program that fails is an error with its last words", "[daemon][chil
     CHECK(error_of({"-c", "kill -9 $$"}) == "/bin/sh was ended by signal 9");
 }
 
+TEST_CASE("a program that asks to be tried again is busy", "[daemon][child_process]") {
+    try {
+        daemon::ChildProcess("/bin/sh", {"-c", "exit 75"}, {}).run_to_end(10);
+        FAIL("no error");
+    } catch (const store::Error& error) {
+        CHECK(error.code() == store::Errc::busy);
+    }
+}
+
 TEST_CASE("a program that is not there is an error that names it", "[daemon][child_process]") {
     CHECK_THROWS_WITH(daemon::ChildProcess("/no/such/program", {}, {}),
                       Catch::Matchers::ContainsSubstring("/no/such/program"));

@@ -7,10 +7,12 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -19,7 +21,6 @@
 #include <sstream>
 #include <string>
 #include <thread>
-#include <vector>
 
 using namespace lamina;
 using test::RealMount;
@@ -52,13 +53,23 @@ void wait_for_restarts(const RealMount& mount, std::uint64_t count) {
     }
 }
 
-bool is_stopped(pid_t process) {
-    const std::string tasks = "/proc/" + std::to_string(process) + "/task";
-    for (const std::string& task : store::list_folder(tasks)) {
-        const std::string line = read_text(tasks + "/" + task + "/stat");
-        if (line.substr(line.rfind(')')).substr(0, 3) != ") T") return false;
-    }
-    return true;
+bool sync_file(const std::string& path) {
+    const store::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    return fd && ::fsync(fd.get()) == 0;
+}
+
+/// One line to a control socket, and what comes back; empty: the server was gone before it answered.
+std::string ask_socket(const std::string& path, const std::string& line) {
+    const store::UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    REQUIRE(path.size() < sizeof address.sun_path);
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    REQUIRE(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+    REQUIRE(::send(fd.get(), line.data(), line.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(line.size()));
+    std::array<char, 4096> room{};
+    const ssize_t got = ::recv(fd.get(), room.data(), room.size(), 0);
+    return {room.data(), got > 0 ? static_cast<std::size_t>(got) : 0};
 }
 
 /// Sets a variable of the environment for as long as it lives.
@@ -82,6 +93,7 @@ int scripted_changes(const std::string& root, int rounds) {
         const std::string base = root + "/r" + std::to_string(round);
         want(::mkdir(base.c_str(), 0755) == 0);
         want(write_text(base + "/a", "text " + std::to_string(round)));
+        want(sync_file(base + "/a"));
         want(::link((base + "/a").c_str(), (base + "/b").c_str()) == 0);
         want(::symlink("a", (base + "/s").c_str()) == 0);
         want(::rename((base + "/b").c_str(), (base + "/c").c_str()) == 0);
@@ -189,10 +201,69 @@ TEST_CASE("a server that stands still while requests wait is replaced", "[e2e][s
     RealMount mount(image(), {.arguments = {"-o", "watchdog=0.3"}});
     const pid_t server = mount.server();
     REQUIRE(::kill(server, SIGSTOP) == 0);
-    while (!is_stopped(server)) std::this_thread::yield();  // None of its threads takes a request any more.
     CHECK(read_text(mount / "etc/motd") == "welcome");
     CHECK(mount.server() != server);
     CHECK(mount.number_of("restarts") == 1);
+}
+
+TEST_CASE("another program takes over a live mount, and the old one goes on when that cannot", "[e2e][survival]") {
+    if (!test::can_mount()) return;
+    RealMount mount(image());
+    const store::UniqueFd open(::open((mount / "etc/motd").c_str(), O_RDWR | O_CLOEXEC));
+    REQUIRE(write_text(mount / "before", "x"));
+    const auto ran = mount.lamina_fuse({"--upgrade"});
+    INFO(ran.output);
+    CHECK(ran.exit_code == 0);
+    CHECK(mount.number_of("restarts") == 1);
+    CHECK(::pwrite(open.get(), "W", 1, 0) == 1);
+    REQUIRE(::kill(mount.server(), SIGKILL) == 0);  // The next one is of that program too.
+    CHECK(read_text(mount / "before") == "x");
+
+    const pid_t server = mount.server();
+    ask_socket(mount.folder() + "/control", "{\"ask\":\"upgrade\",\"program\":\"/bin/false\"}\n");
+    CHECK(read_text(mount / "etc/motd") == "Welcome");
+    CHECK(mount.server() != server);
+    CHECK(read_text(mount.folder() + "/server.log").find("back to the old one") != std::string::npos);
+}
+
+TEST_CASE("a request that crashes every server is answered with an error, and the rest goes on", "[e2e][survival]") {
+    if (!test::can_mount()) return;
+    const Environment poison("LAMINA_POISON", "poisonous");
+    RealMount mount(image());
+    const store::UniqueFd open(::open((mount / "etc/motd").c_str(), O_RDWR | O_CLOEXEC));
+    struct stat attributes {};
+    CHECK((::stat((mount / "poisonous").c_str(), &attributes) == -1 && errno == EIO));
+    CHECK(::pwrite(open.get(), "W", 1, 0) == 1);
+    CHECK(write_text(mount / "harmless", "x"));
+    CHECK(mount.number_of("restarts") == 3);
+    CHECK(read_text(mount.folder() + "/server.log").find("killed the server too often") != std::string::npos);
+}
+
+TEST_CASE("what a mount changed is told whole while its server is killed over it", "[e2e][survival]") {
+    if (!test::can_mount()) return;
+    RealMount mount(image());
+    const auto write_again = [&](const std::string& text) {  // Only the data moves.
+        const std::array<timespec, 2> times{};
+        REQUIRE(write_text(mount / "f0", text));
+        REQUIRE(::utimensat(AT_FDCWD, (mount / "f0").c_str(), times.data(), 0) == 0);
+    };
+    for (int i = 0; i < 200; ++i) REQUIRE(write_text(mount / ("f" + std::to_string(i)), std::string(20'000, 'a')));
+    write_again(std::string(400'000, 'a'));
+    const auto diff = mount.lamina_fuse({"--diff"});
+    const auto layer = mount.lamina_fuse({"--export"});
+    REQUIRE((diff.exit_code == 0 && layer.exit_code == 0));
+    for (int round = 0; round < 20; ++round) {
+        write_again(std::string(400'000, 'b'));
+        write_again(std::string(400'000, 'a'));
+        const std::jthread killer([round, server = mount.server()] {
+            std::this_thread::sleep_for(std::chrono::milliseconds(round));
+            ::kill(server, SIGKILL);
+        });
+        const auto now = mount.lamina_fuse({round % 2 == 0 ? "--diff" : "--export"});
+        if (round % 2 == 0) CHECK((now.exit_code == 0 && now.output == diff.output));
+        if (round % 2 == 1 && now.exit_code != 75) CHECK((now.exit_code == 0 && now.output == layer.output));
+    }
+    CHECK(mount.number_of("restarts") == 20);
 }
 
 TEST_CASE("a server goes on without its holder, and ends the mount as ever", "[e2e][survival]") {

@@ -1,4 +1,5 @@
 #include "fuse/folder_lock.h"
+#include "fuse/holder_watch.h"
 #include "fuse/locked_buffer.h"
 #include "fuse/mount_server.h"
 #include "fuse/request_counts.h"
@@ -80,6 +81,32 @@ TEST_CASE("requests are counted by kind, unknown ones together", "[request_count
     const std::vector<std::pair<std::string_view, std::uint64_t>> expected = {
         {"lookup", 2}, {"statx", 1}, {"other", 2}};
     CHECK(counts.list() == expected);
+}
+
+TEST_CASE("a server is stuck when it answers nothing while a request waits, or was taken", "[holder]") {
+    SessionPage page{};
+    page.state = static_cast<std::uint64_t>(SessionPage::State::serving);
+    std::array<int, 2> ends{-1, -1};
+    REQUIRE(::pipe2(ends.data(), O_CLOEXEC) == 0);
+    const store::UniqueFd from(ends[0]);
+    const store::UniqueFd to(ends[1]);
+    const auto is_found_stuck = [&](bool answers) {
+        ServerWatch watch;
+        watch.start(30);
+        for (int look = 0; look < 5; ++look) {
+            if (answers) page.progress = page.progress + 1;
+            if (watch.is_stuck(page, from.get(), ::getpid())) return true;
+        }
+        return false;
+    };
+    CHECK_FALSE(is_found_stuck(false));  // Nobody asks for anything.
+    page.in_hand[5] = 7;
+    CHECK(is_found_stuck(false));
+    CHECK_FALSE(is_found_stuck(true));
+    page.in_hand[5] = 0;
+    REQUIRE(::write(to.get(), "x", 1) == 1);
+    CHECK(is_found_stuck(false));
+    CHECK_FALSE(is_found_stuck(true));
 }
 
 TEST_CASE("a server's log is bounded and keeps one line a line", "[server_log]") {
