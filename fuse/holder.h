@@ -55,7 +55,7 @@ struct HolderOptions {
     char** arguments = nullptr;        ///< Of main(), for a server of another program; the next two come before them.
     const char* mount_folder = "";     ///< Absolute; empty: a mount of folders.
     const char* mountpoint = "";       ///< Absolute.
-    unsigned watchdog_ms = 30'000;     ///< A server that answers nothing for so long while requests wait is replaced.
+    unsigned watchdog_ms = 60'000;     ///< A server that answers nothing for so long while requests wait is replaced.
     bool stays_in_foreground = false;  ///< Else standard files are let go when the mount serves.
 };
 

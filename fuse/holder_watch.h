@@ -14,9 +14,9 @@ public:
     void start(unsigned limit_ms) noexcept;
     /// How long to wait until the next is_stuck(), for poll(2); -1: for ever.
     int tick_ms() const noexcept { return limit_ms_ == 0 ? -1 : static_cast<int>(limit_ms_ / kLooks + 1); }
-    /// To be asked each tick_ms(). True when the server has answered nothing for the whole limit while requests waited or
-    /// it had some in hand (or it was stopped by a signal, or did not come to serve), and none of its threads waits for
-    /// a disk: that no other server would do better.
+    /// To be asked each tick_ms(). True when the server has answered nothing for the whole limit while requests waited
+    /// or it had some in hand (or it was stopped by a signal, or did not come to serve), and none of its threads waits
+    /// for a disk: that no other server would do better.
     bool is_stuck(const SessionPage& page, int fuse_fd, pid_t server) noexcept;
     bool has_found_stuck() const noexcept { return has_found_stuck_; }
 

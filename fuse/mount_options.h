@@ -25,7 +25,7 @@ struct ServerOptions {
     bool allows_set_id = true;                             ///< -o nosuid takes it away; ordinary users never have it.
     QuietReader quiet_reader = QuietReader::when_it_pays;  ///< -o reader=auto|plain|eager
     std::uint64_t cache_bytes = std::uint64_t{64} << 20;   ///< -o cache=64M
-    unsigned watchdog_ms = 30'000;                         ///< -o watchdog=SECONDS: see HolderOptions. 0: never.
+    unsigned watchdog_ms = 60'000;                         ///< -o watchdog=SECONDS: see HolderOptions. 0: never.
     bool allows_resend = true;                             ///< -o resend=off: as on a kernel that cannot.
     std::vector<std::string> mount_flags;                  ///< noexec, noatime: the kernel's.
     std::vector<std::string> warnings;                     ///< Unknown -o options, one line each.

@@ -196,6 +196,39 @@ TEST_CASE("a mount ends in errors, not in processes that hang, where requests ca
     CHECK(read_text(mount / "etc/motd") == "welcome");
 }
 
+TEST_CASE("a mount ends in errors, with a line that says so, where no server can be started any more",
+          "[e2e][survival]") {
+    if (!test::can_mount()) return;
+    RealMount mount(image());
+    const std::string base = mount.folder() + "/base";
+    REQUIRE(::rename(base.c_str(), (base + ".away").c_str()) == 0);
+    REQUIRE(::kill(mount.server(), SIGKILL) == 0);
+    struct stat attributes {};
+    CHECK(
+        (::stat((mount / "not/looked/up").c_str(), &attributes) == -1 && (errno == ENOTCONN || errno == ECONNABORTED)));
+    mount.wait_until_gone();
+    CHECK((::stat((mount / "not/looked/up").c_str(), &attributes) == -1 && errno == ENOTCONN));
+    CHECK(read_text(mount.folder() + "/server.log").find("no server can be started") != std::string::npos);
+    REQUIRE(::rename((base + ".away").c_str(), base.c_str()) == 0);
+    mount.start();
+    CHECK(read_text(mount / "etc/motd") == "welcome");
+}
+
+TEST_CASE("an unmount leaves no process, no socket and no memory", "[e2e][survival]") {
+    if (!test::can_mount()) return;
+    RealMount mount(image());
+    REQUIRE(::kill(mount.server(), SIGKILL) == 0);
+    const pid_t holder = mount.holder();
+    const pid_t server = mount.server();  // The second one.
+    mount.unmount();
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (::kill(holder, 0) == 0 || ::kill(server, 0) == 0) {  // With them goes what they had mapped.
+        REQUIRE(std::chrono::steady_clock::now() < until);
+        std::this_thread::yield();
+    }
+    CHECK_FALSE(store::exists(mount.folder() + "/control"));
+}
+
 TEST_CASE("a server that stands still while requests wait is replaced", "[e2e][survival]") {
     if (!test::can_mount()) return;
     RealMount mount(image(), {.arguments = {"-o", "watchdog=0.3"}});
