@@ -233,6 +233,23 @@ struct VerifyResult {
 };
 BOOST_DESCRIBE_STRUCT(VerifyResult, (), (chunks_checked, bytes_checked, problems))
 
+struct UpkeepRequest {
+    bool scrub = false;  ///< Also reads and checks every byte of the packs.
+    std::uint64_t bytes_per_second = 0;
+};
+BOOST_DESCRIBE_STRUCT(UpkeepRequest, (), (scrub, bytes_per_second))
+
+struct UpkeepResult {
+    std::uint64_t compressed_bytes = 0;  ///< Content, unpacked, that was compressed anew.
+    std::int64_t freed_bytes = 0;
+    std::uint64_t packs_written = 0;
+    std::uint64_t packs_removed = 0;
+    std::uint64_t read_bytes = 0;  ///< By the scrub.
+    std::vector<std::string> problems;
+};
+BOOST_DESCRIBE_STRUCT(UpkeepResult, (),
+                      (compressed_bytes, freed_bytes, packs_written, packs_removed, read_bytes, problems))
+
 template <class T>
 std::string to_text(const T& message) {
     return boost::json::serialize(boost::json::value_from(message));
@@ -276,6 +293,7 @@ inline constexpr std::string_view kCommit = "/v1/commit";
 inline constexpr std::string_view kUsage = "/v1/usage";
 inline constexpr std::string_view kGc = "/v1/gc";
 inline constexpr std::string_view kVerify = "/v1/verify";
+inline constexpr std::string_view kUpkeep = "/v1/upkeep";
 inline constexpr std::string_view kMounts = "/v1/mounts";
 inline constexpr std::string_view kMountChanges = "/v1/mounts/changes";
 }  // namespace path

@@ -1,7 +1,7 @@
 # bash completion for lamina
 _lamina() {
   local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
-  local commands='import save images inspect tag rmi pin unpin ls cat mount umount mounts diff commit bundle run gc verify df daemon'
+  local commands='import save images inspect tag rmi pin unpin ls cat mount umount mounts diff commit bundle run gc verify upkeep df daemon'
   local -a globals=()
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
@@ -13,7 +13,7 @@ _lamina() {
   case $previous in
     --store) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
     --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
-    --name|--platform|--user|--workdir|--env|--entrypoint) return ;;
+    --name|--platform|--user|--workdir|--env|--entrypoint|--rate) return ;;
     --runtime) mapfile -t COMPREPLY < <(compgen -c -- "$word"); return ;;
     --network) mapfile -t COMPREPLY < <(compgen -W 'none host' -- "$word"); return ;;
     --volume) mapfile -t COMPREPLY < <(compgen -d -S : -- "$word"); return ;;
@@ -31,6 +31,7 @@ _lamina() {
     run) options+=' --user --workdir --env --volume --entrypoint --network --ro --runtime' ;;
     gc) options+=' --dry-run' ;;
     verify) options+=' --data' ;;
+    upkeep) options+=' --scrub --rate' ;;
   esac
   if [[ $word == -* ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")

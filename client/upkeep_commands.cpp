@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 
@@ -49,6 +50,27 @@ void run_verify(const Globals& globals, bool checks_data) {
     }
     if (!report.problems.empty()) {
         throw api::FailureError({"corrupt", fmt::format("verify found {} problems", report.problems.size())});
+    }
+}
+
+void run_upkeep(const Globals& globals, const api::UpkeepRequest& request) {
+    const json::value result = run_with_progress(globals, api::path::kUpkeep, api::to_text(request));
+    const auto report = api::parse_reply<api::UpkeepResult>(result);
+    if (globals.json) {
+        print_json(result);
+    } else {
+        for (const std::string& problem : report.problems) print_text(printable(problem) + "\n");
+        const std::string_view way = report.freed_bytes < 0 ? "grew by" : "freed";
+        print_text(fmt::format("compressed {} anew, {} {}; {} packs instead of {}\n",
+                               human_bytes(report.compressed_bytes), way,
+                               human_bytes(static_cast<std::uint64_t>(std::abs(report.freed_bytes))),
+                               report.packs_written, report.packs_removed));
+        if (request.scrub) {
+            print_text(fmt::format("{} read, {} problems\n", human_bytes(report.read_bytes), report.problems.size()));
+        }
+    }
+    if (!report.problems.empty()) {
+        throw api::FailureError({"corrupt", fmt::format("the scrub found {} problems", report.problems.size())});
     }
 }
 
@@ -135,6 +157,15 @@ void add_upkeep_commands(const CommandContext& context) {
     verify->add_flag("--data", verify_args->flag, "Read and check every byte, not only the structure");
     verify->callback([context, verify_args] {
         context.run = [&globals = context.globals, verify_args] { run_verify(globals, verify_args->flag); };
+    });
+
+    const auto upkeep_args = std::make_shared<api::UpkeepRequest>();
+    CLI::App* const upkeep = context.app.add_subcommand("upkeep", "Compress densely what was compressed quickly");
+    upkeep->add_flag("--scrub", upkeep_args->scrub, "Also read and check every byte of the packs");
+    upkeep->add_option("--rate", upkeep_args->bytes_per_second, "At most so many bytes a second (k, M, G); 0: no limit")
+        ->transform(CLI::AsSizeValue(false));
+    upkeep->callback([context, upkeep_args] {
+        context.run = [&globals = context.globals, upkeep_args] { run_upkeep(globals, *upkeep_args); };
     });
 
     context.app.add_subcommand("df", "Show what the store holds and what it takes on disk")->callback([context] {

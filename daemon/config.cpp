@@ -8,6 +8,7 @@ namespace lamina::daemon {
 
 namespace {
 constexpr int kExitUsage = 2;
+constexpr unsigned kUpkeepAfterSeconds = 60;
 }
 
 Config parse_command_line(int argument_count, char** arguments) {
@@ -19,6 +20,14 @@ Config parse_command_line(int argument_count, char** arguments) {
     app.add_option("--store", store, "Folder of the store");
     app.add_option("--socket", socket, "Socket to listen at");
     app.add_flag("--detach", config.is_detached, "Go into the background once the socket serves; log beside it");
+    unsigned upkeep_after_seconds = kUpkeepAfterSeconds;
+    app.add_option("--upkeep-after", upkeep_after_seconds,
+                   "Compress the store densely once nothing was asked of it for so many seconds; 0: never")
+        ->envname("LAMINA_UPKEEP_AFTER")
+        ->capture_default_str();
+    app.add_option("--upkeep-rate", config.upkeep_bytes_per_second, "And at most so many bytes a second; 0: no limit")
+        ->envname("LAMINA_UPKEEP_RATE")
+        ->transform(CLI::AsSizeValue(false));
     app.set_version_flag("--version", "laminad " + std::string(api::kVersion));
     try {
         app.parse(argument_count, arguments);
@@ -30,6 +39,7 @@ Config parse_command_line(int argument_count, char** arguments) {
         std::fprintf(stderr, "laminad: %s\n", error.what());
         std::exit(kExitUsage);
     }
+    config.upkeep_after = std::chrono::seconds(upkeep_after_seconds);
     config.mount_program = api::companion_program("lamina-fuse", "fuse");
     return config;
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <optional>
 
 namespace lamina::daemon {
 
@@ -263,6 +264,20 @@ struct Handlers::Endpoint {
         call.result(api::VerifyResult{report.chunks_checked, report.bytes_checked, report.problems});
     }
 
+    static void upkeep(const Call& call) {
+        const auto request = api::parse_request<api::UpkeepRequest>(call.request.body);
+        const store::UpkeepReport report = call.self.store_.upkeep({.bytes_per_second = request.bytes_per_second,
+                                                                    .scrubs = request.scrub,
+                                                                    .progress = progress_to(call.out)},
+                                                                   call.stop);
+        call.result(api::UpkeepResult{.compressed_bytes = report.compressed_bytes,
+                                      .freed_bytes = report.freed_bytes,
+                                      .packs_written = report.packs_written,
+                                      .packs_removed = report.packs_removed,
+                                      .read_bytes = report.read_bytes,
+                                      .problems = report.problems});
+    }
+
     static void mounts(const Call& call) { call.reply(api::Mounts{call.self.mounts_.list()}); }
 
     static void mount(const Call& call) {
@@ -299,6 +314,7 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"GET", api::path::kUsage, kJson, Endpoint::usage},
         Endpoint{"POST", api::path::kGc, kLines, Endpoint::gc},
         Endpoint{"POST", api::path::kVerify, kLines, Endpoint::verify},
+        Endpoint{"POST", api::path::kUpkeep, kLines, Endpoint::upkeep},
         Endpoint{"GET", api::path::kMounts, kJson, Endpoint::mounts},
         Endpoint{"POST", api::path::kMounts, kJson, Endpoint::mount},
         Endpoint{"DELETE", api::path::kMounts, kJson, Endpoint::unmount},
@@ -318,6 +334,8 @@ void Handlers::call(const ApiRequest& request, ReplyChannel& out, std::stop_toke
     if (!endpoint) {
         throw api::FailureError({"not_found", "no endpoint " + request.method + " " + request.path});
     }
+    std::optional<IdleUpkeep::Work> work;  // Who only looks, now and again, must not keep it from beginning.
+    if (endpoint->method != "GET" || endpoint->content_type != kJson) work.emplace(*daemon_.upkeep);
     endpoint->run(Call{*this, request, out, std::move(stop)});
 }
 

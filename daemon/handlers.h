@@ -1,6 +1,7 @@
 #pragma once
 
 #include "client/api.h"
+#include "daemon/idle_upkeep.h"
 #include "daemon/mounts.h"
 #include "daemon/reply_channel.h"
 #include "store/error.h"
@@ -29,6 +30,7 @@ public:
     struct Daemon {
         api::Ping ping;
         std::function<void()> stop;  ///< Asks the daemon to end; returns at once.
+        IdleUpkeep* upkeep;          ///< Stands back for every request that changes something or reads much.
     };
     Handlers(store::Store& store, Mounts& mounts, Daemon daemon);
 

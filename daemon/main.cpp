@@ -3,6 +3,7 @@
 
 #include "daemon/config.h"
 #include "daemon/handlers.h"
+#include "daemon/idle_upkeep.h"
 #include "daemon/log.h"
 #include "daemon/mounts.h"
 #include "daemon/server.h"
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -25,6 +27,7 @@ using namespace lamina;
 
 constexpr int kExitFailed = 1;
 constexpr int kExitBusy = 3;
+constexpr auto kScrubPause = std::chrono::days(30);
 
 /// The child's end of the pipe to the waiting parent; invalid when not detached.
 using ReadyPipe = store::UniqueFd;
@@ -80,7 +83,16 @@ void run(const daemon::Config& config, ReadyPipe& ready) {
                          .store = config.places.store,
                          .mount_namespace = own_mount_namespace(),
                          .mount_program = config.mount_program};
-    const daemon::Handlers handlers(*store, mounts, {.ping = ping, .stop = [&stop] { stop(); }});
+    daemon::IdleUpkeep upkeep(
+        [&](const std::stop_token& end) {
+            return store->upkeep({.bytes_per_second = config.upkeep_bytes_per_second,
+                                  .scrubs = true,
+                                  .scrub_pause_seconds = std::chrono::seconds(kScrubPause).count(),
+                                  .progress = {}},
+                                 end);
+        },
+        config.upkeep_after);
+    const daemon::Handlers handlers(*store, mounts, {.ping = ping, .stop = [&stop] { stop(); }, .upkeep = &upkeep});
     daemon::Server server(context, config.places.socket, handlers);
     stop = [&server] { server.stop(); };
     server.start();

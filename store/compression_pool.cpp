@@ -2,6 +2,8 @@
 
 #include "store/error.h"
 
+#include <sys/resource.h>
+
 #include <system_error>
 
 #include <algorithm>
@@ -18,9 +20,16 @@
 
 namespace lamina::store {
 
+namespace {
+
+constexpr int kLowestPriority = 19;
+
+}  // namespace
+
 class CompressionPool::Impl {
 public:
-    Impl(unsigned thread_count, int level) : thread_count_(thread_count), level_(level) {
+    Impl(unsigned thread_count, int level, Priority priority)
+        : thread_count_(thread_count), level_(level), priority_(priority) {
         running_.reserve(thread_count);  // A worker must not fail to say what it does.
     }
     ~Impl() {
@@ -62,6 +71,9 @@ private:
     }
 
     void work() noexcept {
+        if (priority_ == Priority::background) {  // Of this thread alone, on Linux. Refused, it does not matter.
+            static_cast<void>(::setpriority(PRIO_PROCESS, 0, kLowestPriority));
+        }
         std::optional<FrameCompressor> compressor;
         std::unique_lock lock(mutex_);
         while (true) {
@@ -87,6 +99,7 @@ private:
 
     const unsigned thread_count_;
     const int level_;
+    const Priority priority_;
     std::mutex mutex_;  // Guards all below but threads' own; never held while packing, nor while an owner is called.
     std::condition_variable changed_;
     std::deque<Work> waiting_;
@@ -95,8 +108,8 @@ private:
     std::vector<std::thread> threads_;
 };
 
-CompressionPool::CompressionPool(unsigned thread_count, int level)
-    : impl_(std::make_unique<Impl>(std::max(1U, thread_count), level)) {}
+CompressionPool::CompressionPool(unsigned thread_count, int level, Priority priority)
+    : impl_(std::make_unique<Impl>(std::max(1U, thread_count), level, priority)) {}
 CompressionPool::~CompressionPool() = default;
 
 unsigned CompressionPool::thread_count() const noexcept {

@@ -19,7 +19,8 @@ public:
 /// Thread-safe.
 class CompressionPool {
 public:
-    CompressionPool(unsigned thread_count, int level);
+    enum class Priority { normal, background };  ///< background: what else wants the processor goes first.
+    CompressionPool(unsigned thread_count, int level, Priority priority = Priority::normal);
     ~CompressionPool();  ///< No job may be waiting: forget() comes before.
     CompressionPool(const CompressionPool&) = delete;
     CompressionPool& operator=(const CompressionPool&) = delete;

@@ -229,6 +229,9 @@ public:
     Statement remove_image_{database_, "DELETE FROM images WHERE id = ?"};
     Statement hide_image_{database_, "UPDATE images SET is_removed = 1, is_anonymous = 0, is_pinned = 0 WHERE id = ?"};
     Statement set_pinned_{database_, "UPDATE images SET is_pinned = ?2 WHERE id = ?1"};
+    Statement scrub_counters_{database_, "SELECT name, value FROM counters WHERE name LIKE 'scrub\\_%' ESCAPE '\\'"};
+    Statement set_counter_{database_,
+                           "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"};
     Statement last_use_{database_, "SELECT value - 1 FROM counters WHERE name = 'next_use'"};
     Statement count_use_{database_, "UPDATE counters SET value = value + 1 WHERE name = 'next_use'"};
     Statement set_use_{database_,
@@ -563,6 +566,31 @@ void Index::record_use(std::int64_t image, std::int64_t unix_seconds) {
     Transaction transaction(impl_->database_);
     impl_->record_use(image, unix_seconds);
     transaction.commit();
+}
+
+ScrubState Index::scrub_state() {
+    const std::lock_guard lock(impl_->mutex_);
+    ScrubState state;
+    for (Rows rows = impl_->scrub_counters_.run(); rows.next();) {
+        const std::string name = rows.text(0);
+        if (name == "scrub_pack") state.pack = static_cast<std::uint32_t>(rows.count(1));
+        if (name == "scrub_offset") state.offset_bytes = rows.count(1);
+        if (name == "scrub_began_at") state.began_at = rows.integer(1);
+        if (name == "scrub_ended_at") state.ended_at = rows.integer(1);
+        if (name == "scrub_bad_frames") state.bad_frames = rows.count(1);
+    }
+    return state;
+}
+
+void Index::set_scrub_state(const ScrubState& state) {
+    const std::lock_guard lock(impl_->mutex_);
+    impl_->transact([&] {
+        impl_->set_counter_.execute("scrub_pack", state.pack);
+        impl_->set_counter_.execute("scrub_offset", state.offset_bytes);
+        impl_->set_counter_.execute("scrub_began_at", state.began_at);
+        impl_->set_counter_.execute("scrub_ended_at", state.ended_at);
+        impl_->set_counter_.execute("scrub_bad_frames", state.bad_frames);
+    });
 }
 
 void Index::remove(const Victims& victims) {

@@ -74,6 +74,16 @@ struct ImageDocuments {
     std::vector<std::byte> config;
 };
 
+/// How far the reading of all packs is (scrub.h).
+struct ScrubState {
+    std::uint32_t pack = 0;  ///< What is read next; 0: no pass is under way.
+    std::uint64_t offset_bytes = 0;
+    std::int64_t began_at = 0;     ///< Unix seconds, of the pass under way or the last one.
+    std::int64_t ended_at = 0;     ///< Of the last pass that came to its end; 0: none did.
+    std::uint64_t bad_frames = 0;  ///< Found in the pass under way, or in the last one.
+    bool is_under_way() const noexcept { return pack != 0; }
+};
+
 /// The SQLite index of a store (FORMAT.md, "Index"): images, names, layers, trees, packs. No row per chunk.
 ///
 /// What returns has happened durably: each changing call is one transaction. Thread-safe (one lock, held for one call).
@@ -121,6 +131,9 @@ public:
     void set_pinned(std::int64_t image, bool is_pinned);
     /// Makes it the one that was used last. Costs nothing when it was so within the last minute. not_found.
     void record_use(std::int64_t image, std::int64_t unix_seconds);
+
+    ScrubState scrub_state();
+    void set_scrub_state(const ScrubState& state);
 
     /// Images first, so that nothing names what goes. One transaction, or several where there is no room for one.
     struct Victims {

@@ -77,7 +77,8 @@ public:
           most_in_flight_(std::min<std::size_t>(2 * pool.thread_count() + 2, kMaxFramesInFlight)),
           file_({.packs_folder = options.packs_folder,
                  .staging_folder = options.staging_folder,
-                 .pack_number = options.pack_number}) {
+                 .pack_number = options.pack_number,
+                 .tells_levels = options.tells_levels}) {
         spare_.reserve(most_in_flight_);
     }
 

@@ -24,6 +24,7 @@ public:
         std::string packs_folder;
         std::string staging_folder;
         std::uint32_t pack_number = 0;  ///< From Index::allocate_packs(): never used before.
+        bool tells_levels = false;      ///< For a pool of another level than the import's.
     };
     /// Borrows `pool`.
     PackBuilder(const Options& options, CompressionPool& pool);

@@ -6,7 +6,9 @@
 #include "store/image_paths.h"
 #include "store/importer.h"
 #include "store/printable.h"
+#include "store/recompress.h"
 #include "store/reserve.h"
+#include "store/scrub.h"
 #include "store/store_core.h"
 #include "store/store_folder.h"
 #include "store/usage.h"
@@ -95,6 +97,8 @@ public:
         return verify_store(core_, check_data, progress, stop);
     }
 
+    UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) override;
+
     std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) override;
     void discard_mount(const std::string& id) override;
 
@@ -137,6 +141,20 @@ std::vector<std::uint32_t> StoreImpl::readable_packs() const {
         }
     }
     return readable;
+}
+
+UpkeepReport StoreImpl::upkeep(const UpkeepRequest& request, std::stop_token stop) {
+    const RecompressResult compressed = recompress(core_, request, stop);
+    UpkeepReport report{.compressed_bytes = compressed.raw_bytes,
+                        .freed_bytes = compressed.freed_bytes,
+                        .packs_written = compressed.packs_written,
+                        .packs_removed = compressed.packs_removed,
+                        .problems = {}};
+    if (!request.scrubs || !is_scrub_due(core_, request.scrub_pause_seconds)) return report;
+    ScrubResult scrubbed = scrub(core_, request, stop);
+    report.read_bytes = scrubbed.read_bytes;
+    report.problems = std::move(scrubbed.problems);
+    return report;
 }
 
 ImageDetails StoreImpl::inspect(const std::string& image) {

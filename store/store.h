@@ -109,6 +109,22 @@ struct VerifyReport {
     std::vector<std::string> problems;  ///< One line each, naming images and paths that are hit.
 };
 
+struct UpkeepRequest {
+    std::uint64_t bytes_per_second = 0;  ///< Of content that is compressed anew, and of packs that are read; 0: no limit.
+    bool scrubs = false;                 ///< Also reads and checks every byte of the packs.
+    std::int64_t scrub_pause_seconds = 0;  ///< Not before the last such pass ended so long ago; an unfinished one goes on.
+    ProgressFunction progress;
+};
+
+struct UpkeepReport {
+    std::uint64_t compressed_bytes = 0;  ///< Content, unpacked, that was compressed anew.
+    std::int64_t freed_bytes = 0;
+    std::uint64_t packs_written = 0;
+    std::uint64_t packs_removed = 0;
+    std::uint64_t read_bytes = 0;       ///< Of packs, by the scrub.
+    std::vector<std::string> problems;  ///< That the scrub has found: one line each.
+};
+
 struct ListedName {
     std::string path;  ///< Relative to the image's root.
     TreeAttributes attributes;
@@ -155,6 +171,11 @@ public:
         return gc(GcRequest{.is_dry_run = is_dry_run, .idle_mounts = {}}, std::move(stop));
     }
     virtual VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) = 0;
+
+    /// What makes the store smaller and finds damage, for idle times: whatever is compressed as at import is compressed as
+    /// densely as zstd's level 19 does, in the order of layers and paths, leaving out what nothing needs; then the scrub.
+    /// Other jobs go on. Stopped at any instant it throws cancelled, and the next one goes on from there.
+    virtual UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) = 0;
 
     /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.
     virtual std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) = 0;

@@ -44,7 +44,7 @@ struct StoreCore {
     /// Held from an index transaction that adds or removes packs until the chunk index says the same. Taken before the
     /// leases' lock.
     std::mutex publishing;
-    std::mutex collecting;  ///< One gc or verify at a time. Taken before `publishing`.
+    std::timed_mutex collecting;  ///< One gc or verify at a time. Taken before `publishing`.
     std::mutex mounting;    ///< Makes "is this image mounted?" and what follows from the answer one step. Outermost.
     std::atomic<std::uint64_t> next_job{1};
 };
