@@ -148,8 +148,10 @@ BOOST_DESCRIBE_STRUCT(GcRequest, (), (dry_run))
 
 struct VerifyRequest {
     bool data = false;
+    bool repair = false;               ///< Mend what can be mended, then check every byte.
+    std::vector<std::string> sources;  ///< For repair: as of an import.
 };
-BOOST_DESCRIBE_STRUCT(VerifyRequest, (), (data))
+BOOST_DESCRIBE_STRUCT(VerifyRequest, (), (data, repair, sources))
 
 struct MountRequest {
     std::string image;  ///< May be empty when `name` is a mount that exists: its image.
@@ -229,9 +231,10 @@ BOOST_DESCRIBE_STRUCT(GcResult, (),
 struct VerifyResult {
     std::uint64_t chunks_checked = 0;
     std::uint64_t bytes_checked = 0;
+    std::vector<std::string> repaired;  ///< What a repair did.
     std::vector<std::string> problems;
 };
-BOOST_DESCRIBE_STRUCT(VerifyResult, (), (chunks_checked, bytes_checked, problems))
+BOOST_DESCRIBE_STRUCT(VerifyResult, (), (chunks_checked, bytes_checked, repaired, problems))
 
 struct UpkeepRequest {
     bool scrub = false;  ///< Also reads and checks every byte of the packs.

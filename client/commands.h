@@ -35,6 +35,8 @@ void add_upkeep_commands(const CommandContext& context);
 
 /// A relative path made absolute against the working folder, otherwise unchanged: the daemon has another one.
 std::string absolute_path(const std::string& path);
+/// "kind:path..." with the path made absolute; the daemon refuses what is no known kind.
+std::string absolute_source(const std::string& source);
 
 /// Mounts where this process is: by the daemon, or from here when it lives in another mount namespace. `request.start`
 /// need not be set.

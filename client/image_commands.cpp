@@ -18,13 +18,6 @@ namespace {
 constexpr std::string_view kSourceHelp =
     "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or dir:DIR; without TAG all images of it";
 
-/// "kind:path..." with the path made absolute; the daemon refuses what is no known kind.
-std::string absolute_source(const std::string& source) {
-    const auto colon = source.find(':');
-    if (colon == std::string::npos || colon + 1 == source.size()) return source;
-    return source.substr(0, colon + 1) + absolute_path(source.substr(colon + 1));
-}
-
 std::string first_name(const api::Image& image) {
     return image.names.empty() ? "<none>" : image.names.front();
 }
@@ -243,6 +236,12 @@ void add_pins(const CommandContext& context) {
 std::string absolute_path(const std::string& path) {
     if (path.starts_with('/')) return path;
     return std::filesystem::current_path().string() + "/" + path;
+}
+
+std::string absolute_source(const std::string& source) {
+    const auto colon = source.find(':');
+    if (colon == std::string::npos || colon + 1 == source.size()) return source;
+    return source.substr(0, colon + 1) + absolute_path(source.substr(colon + 1));
 }
 
 void add_image_commands(const CommandContext& context) {

@@ -30,7 +30,7 @@ _lamina() {
     bundle) options+=' --ro --rootless --name' ;;
     run) options+=' --user --workdir --env --volume --entrypoint --network --ro --runtime' ;;
     gc) options+=' --dry-run' ;;
-    verify) options+=' --data' ;;
+    verify) options+=' --data --repair' ;;
     upkeep) options+=' --scrub --rate' ;;
   esac
   if [[ $word == -* ]]; then
@@ -43,6 +43,7 @@ _lamina() {
   case $command in
     '') names=$commands ;;
     daemon) names='start stop status' ;;
+    verify) names='oci: oci-archive: docker-archive: dir:' ;;
     import|save)
       [[ $command == save && $COMP_CWORD -lt 3 ]] && names=$(_lamina_images) || names='oci: oci-archive: docker-archive: dir:' ;;
     inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run)

@@ -37,13 +37,17 @@ void run_gc(const Globals& globals, bool is_dry_run) {
                            report.packs_waiting));
 }
 
-void run_verify(const Globals& globals, bool checks_data) {
-    const json::value result =
-        run_with_progress(globals, api::path::kVerify, api::to_text(api::VerifyRequest{checks_data}));
+void run_verify(const Globals& globals, api::VerifyRequest request) {
+    if (!request.repair && !request.sources.empty()) {
+        throw api::FailureError({"usage", "a SOURCE is for --repair"});
+    }
+    for (std::string& source : request.sources) source = absolute_source(source);
+    const json::value result = run_with_progress(globals, api::path::kVerify, api::to_text(request));
     const auto report = api::parse_reply<api::VerifyResult>(result);
     if (globals.json) {
         print_json(result);
     } else {
+        for (const std::string& line : report.repaired) print_text(printable(line) + "\n");
         for (const std::string& problem : report.problems) print_text(printable(problem) + "\n");
         print_text(fmt::format("{} chunks checked, {} read, {} problems\n", report.chunks_checked,
                                human_bytes(report.bytes_checked), report.problems.size()));
@@ -152,11 +156,13 @@ void add_upkeep_commands(const CommandContext& context) {
         context.run = [&globals = context.globals, gc_args] { run_gc(globals, gc_args->flag); };
     });
 
-    const auto verify_args = std::make_shared<UpkeepArguments>();
+    const auto verify_args = std::make_shared<api::VerifyRequest>();
     CLI::App* const verify = context.app.add_subcommand("verify", "Check that the store is sound");
-    verify->add_flag("--data", verify_args->flag, "Read and check every byte, not only the structure");
+    verify->add_flag("--data", verify_args->data, "Read and check every byte, not only the structure");
+    verify->add_flag("--repair", verify_args->repair, "Mend what can be mended, then check every byte");
+    verify->add_option("SOURCE", verify_args->sources, "Where good copies may be had, as for import");
     verify->callback([context, verify_args] {
-        context.run = [&globals = context.globals, verify_args] { run_verify(globals, verify_args->flag); };
+        context.run = [&globals = context.globals, verify_args] { run_verify(globals, *verify_args); };
     });
 
     const auto upkeep_args = std::make_shared<api::UpkeepRequest>();

@@ -260,8 +260,14 @@ struct Handlers::Endpoint {
 
     static void verify(const Call& call) {
         const auto request = api::parse_request<api::VerifyRequest>(call.request.body);
-        const store::VerifyReport report = call.self.store_.verify(request.data, progress_to(call.out), call.stop);
-        call.result(api::VerifyResult{report.chunks_checked, report.bytes_checked, report.problems});
+        store::RepairReport report;
+        if (request.repair) {
+            report = call.self.store_.repair({.sources = request.sources, .progress = progress_to(call.out)}, call.stop);
+        } else {
+            report.left = call.self.store_.verify(request.data, progress_to(call.out), call.stop);
+        }
+        const store::VerifyReport& left = report.left;
+        call.result(api::VerifyResult{left.chunks_checked, left.bytes_checked, report.done, left.problems});
     }
 
     static void upkeep(const Call& call) {

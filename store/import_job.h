@@ -1,28 +1,19 @@
 #pragma once
 
-#include "store/byte_stream.h"
 #include "store/index.h"
 #include "store/job_packs.h"
 #include "store/meter.h"
+#include "store/opened_tar.h"
 #include "store/store_core.h"
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
 
 namespace lamina::store {
-
-/// A layer's tar, opened.
-struct OpenedTar {
-    std::unique_ptr<ByteSource> tar;
-    std::function<std::uint64_t()> read_bytes;  ///< For the meter; empty: the tar's own bytes count.
-};
-using OpenTar = std::function<OpenedTar()>;
 
 struct ImageParts {
     std::vector<std::byte> manifest;

@@ -4,6 +4,7 @@
 #include "store/error.h"
 #include "store/image_config.h"
 #include "store/import_job.h"
+#include "store/opened_tar.h"
 #include "store/ordered_tasks.h"
 
 #include <algorithm>
@@ -17,34 +18,9 @@ namespace lamina::store {
 
 namespace {
 
-constexpr std::size_t kCopyBytes = 256 << 10;
-
 std::vector<std::byte> bytes_of(std::string_view text) {
     const auto bytes = as_bytes(text);
     return {bytes.begin(), bytes.end()};
-}
-
-/// A compressed layer of which nothing is promised: read once for what LayerStream wants to hold it to.
-LayerStream::Expected measure(ByteSource& blob) {
-    Hasher hasher;
-    std::vector<std::byte> buffer(kCopyBytes);
-    std::uint64_t size_bytes = 0;
-    while (const std::size_t got = blob.read(buffer)) {
-        hasher.update(std::span(buffer).first(got));
-        size_bytes += got;
-    }
-    return {.digest = {hasher.finish()}, .size_bytes = size_bytes};
-}
-
-OpenedTar open_tar(ImageSource& source, std::size_t image, std::size_t layer, const SourceLayer& description) {
-    if (!description.blob && description.compression == Compression::none) {
-        return {.tar = source.open_layer(image, layer), .read_bytes = {}};
-    }
-    const LayerStream::Expected expected =
-        description.blob ? *description.blob : measure(*source.open_layer(image, layer));
-    auto stream = LayerStream::open(source.open_layer(image, layer), description.compression, expected, StreamLimits{});
-    auto read_bytes = [stream = stream.get()] { return stream->blob_bytes_read(); };
-    return {.tar = std::move(stream), .read_bytes = std::move(read_bytes)};
 }
 
 /// Layers are made side by side: each is a pipeline of three threads (inflating, parsing, hashing) before the job's

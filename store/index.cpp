@@ -191,6 +191,8 @@ public:
                           "SELECT diff_id, tar_bytes, entry_count, recipe_bytes FROM layers WHERE diff_id = ?"};
     Statement layers_{database_, "SELECT diff_id, tar_bytes, entry_count, recipe_bytes FROM layers ORDER BY diff_id"};
     Statement add_layer_{database_, "INSERT INTO layers VALUES (?, ?, ?, ?)"};
+    Statement renew_layer_{database_,
+                           "UPDATE layers SET tar_bytes = ?2, entry_count = ?3, recipe_bytes = ?4 WHERE diff_id = ?1"};
     Statement remove_layer_{database_, "DELETE FROM layers WHERE diff_id = ?"};
     Statement find_tree_{database_,
                          "SELECT digest, file_bytes, inode_count, logical_bytes FROM trees t JOIN chains c "
@@ -439,6 +441,13 @@ void Index::add_layer(const LayerRow& layer, const std::optional<PackRow>& pack)
     if (pack) impl_->add_pack(*pack);
     impl_->add_layer_.execute(layer.diff_id, layer.tar_bytes, layer.entry_count, layer.recipe_bytes);
     transaction.commit();
+}
+
+void Index::renew_layer(const LayerRow& layer) {
+    const std::lock_guard lock(impl_->mutex_);
+    impl_->transact([&] {
+        impl_->renew_layer_.execute(layer.diff_id, layer.tar_bytes, layer.entry_count, layer.recipe_bytes);
+    });
 }
 
 std::optional<TreeRow> Index::find_tree(const ChainId& chain) {

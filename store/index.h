@@ -106,6 +106,7 @@ public:
 
     std::optional<LayerRow> find_layer(const DiffId& diff_id);
     std::vector<LayerRow> layers();
+    void renew_layer(const LayerRow& layer);  ///< After its recipe was made anew.
     void add_layer(const LayerRow& layer, const std::optional<PackRow>& pack);  ///< pack: nullopt when nothing was new.
 
     std::optional<TreeRow> find_tree(const ChainId& chain);

@@ -7,6 +7,7 @@
 #include "store/importer.h"
 #include "store/printable.h"
 #include "store/recompress.h"
+#include "store/repair.h"
 #include "store/reserve.h"
 #include "store/scrub.h"
 #include "store/store_core.h"
@@ -97,6 +98,7 @@ public:
         return verify_store(core_, check_data, progress, stop);
     }
 
+    RepairReport repair(const RepairRequest& request, std::stop_token stop) override;
     UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) override;
 
     std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) override;
@@ -141,6 +143,13 @@ std::vector<std::uint32_t> StoreImpl::readable_packs() const {
         }
     }
     return readable;
+}
+
+RepairReport StoreImpl::repair(const RepairRequest& request, std::stop_token stop) {
+    RepairReport report;
+    report.done = repair_store(core_, request, stop);
+    report.left = verify_store(core_, true, request.progress, stop);
+    return report;
 }
 
 UpkeepReport StoreImpl::upkeep(const UpkeepRequest& request, std::stop_token stop) {

@@ -125,6 +125,18 @@ struct UpkeepReport {
     std::vector<std::string> problems;  ///< That the scrub has found: one line each.
 };
 
+struct RepairRequest {
+    /// As ImportRequest::source: where good copies may be had. What they give is checked, so they need not be trusted.
+    std::vector<std::string> sources;
+    oci::Platform platform = oci::Platform::host();
+    ProgressFunction progress;
+};
+
+struct RepairReport {
+    std::vector<std::string> done;  ///< One line each.
+    VerifyReport left;              ///< What a verify of every byte finds afterwards.
+};
+
 struct ListedName {
     std::string path;  ///< Relative to the image's root.
     TreeAttributes attributes;
@@ -171,6 +183,11 @@ public:
         return gc(GcRequest{.is_dry_run = is_dry_run, .idle_mounts = {}}, std::move(stop));
     }
     virtual VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) = 0;
+
+    /// Makes anew what follows from other parts of the store (chunk index, trees), takes chunks and recipes that are
+    /// damaged or missing from the sources, and puts what is left of damaged packs aside (<root>/quarantine). What cannot
+    /// be mended stays lost; everything else goes on. Running mounts see what was mended. Other jobs go on.
+    virtual RepairReport repair(const RepairRequest& request, std::stop_token stop) = 0;
 
     /// What makes the store smaller and finds damage, for idle times: whatever is compressed as at import is compressed as
     /// densely as zstd's level 19 does, in the order of layers and paths, leaving out what nothing needs; then the scrub.
