@@ -262,7 +262,8 @@ struct Handlers::Endpoint {
         const auto request = api::parse_request<api::VerifyRequest>(call.request.body);
         store::RepairReport report;
         if (request.repair) {
-            report = call.self.store_.repair({.sources = request.sources, .progress = progress_to(call.out)}, call.stop);
+            report =
+                call.self.store_.repair({.sources = request.sources, .progress = progress_to(call.out)}, call.stop);
         } else {
             report.left = call.self.store_.verify(request.data, progress_to(call.out), call.stop);
         }
@@ -272,10 +273,9 @@ struct Handlers::Endpoint {
 
     static void upkeep(const Call& call) {
         const auto request = api::parse_request<api::UpkeepRequest>(call.request.body);
-        const store::UpkeepReport report = call.self.store_.upkeep({.bytes_per_second = request.bytes_per_second,
-                                                                    .scrubs = request.scrub,
-                                                                    .progress = progress_to(call.out)},
-                                                                   call.stop);
+        const store::UpkeepReport report = call.self.store_.upkeep(
+            {.bytes_per_second = request.bytes_per_second, .scrubs = request.scrub, .progress = progress_to(call.out)},
+            call.stop);
         call.result(api::UpkeepResult{.compressed_bytes = report.compressed_bytes,
                                       .freed_bytes = report.freed_bytes,
                                       .packs_written = report.packs_written,

@@ -232,8 +232,8 @@ public:
     Statement hide_image_{database_, "UPDATE images SET is_removed = 1, is_anonymous = 0, is_pinned = 0 WHERE id = ?"};
     Statement set_pinned_{database_, "UPDATE images SET is_pinned = ?2 WHERE id = ?1"};
     Statement scrub_counters_{database_, "SELECT name, value FROM counters WHERE name LIKE 'scrub\\_%' ESCAPE '\\'"};
-    Statement set_counter_{database_,
-                           "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"};
+    Statement set_counter_{
+        database_, "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"};
     Statement last_use_{database_, "SELECT value - 1 FROM counters WHERE name = 'next_use'"};
     Statement count_use_{database_, "UPDATE counters SET value = value + 1 WHERE name = 'next_use'"};
     Statement set_use_{database_,
@@ -445,9 +445,8 @@ void Index::add_layer(const LayerRow& layer, const std::optional<PackRow>& pack)
 
 void Index::renew_layer(const LayerRow& layer) {
     const std::lock_guard lock(impl_->mutex_);
-    impl_->transact([&] {
-        impl_->renew_layer_.execute(layer.diff_id, layer.tar_bytes, layer.entry_count, layer.recipe_bytes);
-    });
+    impl_->transact(
+        [&] { impl_->renew_layer_.execute(layer.diff_id, layer.tar_bytes, layer.entry_count, layer.recipe_bytes); });
 }
 
 std::optional<TreeRow> Index::find_tree(const ChainId& chain) {

@@ -16,11 +16,12 @@
 #include <unordered_map>
 #include <utility>
 
-// A part is some of what the packs hold that are to be compressed anew: so much that it takes a short while, so that what
-// is lost when it is stopped is little, and that neighbours in path order come together. It is chosen, read and
+// A part is some of what the packs hold that are to be compressed anew: so much that it takes a short while, so that
+// what is lost when it is stopped is little, and that neighbours in path order come together. It is chosen, read and
 // compressed without any lock that others would wait for. Only then the part is made to count (pack_swap.h), in the way
-// of gc, under the lock of gc: a source pack goes when nothing of it is needed that has not been moved. A pack larger than a
-// part is moved piece by piece: the chunk index finds the newer place, so what is left of it is smaller each time.
+// of gc, under the lock of gc: a source pack goes when nothing of it is needed that has not been moved. A pack larger
+// than a part is moved piece by piece: the chunk index finds the newer place, so what is left of it is smaller each
+// time.
 //
 // What is needed is first guessed, to leave the rest out, and found out when the part is made to count.
 
@@ -141,9 +142,11 @@ void Recompression::write(const Part& part) {
     const JobFolder folder(core_);
     const std::uint32_t number = core_.index->allocate_pack();
     lease.keep_pack(number);
-    PackBuilder builder(
-        {.packs_folder = core_.paths.packs(), .staging_folder = folder.path(), .pack_number = number, .tells_levels = true},
-        pool_);
+    PackBuilder builder({.packs_folder = core_.paths.packs(),
+                         .staging_folder = folder.path(),
+                         .pack_number = number,
+                         .tells_levels = true},
+                        pool_);
     copy(part, builder);
     commit(part, builder);
 }

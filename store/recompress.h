@@ -21,8 +21,8 @@ struct RecompressResult {
     std::int64_t freed_bytes = 0;
 };
 /// Writes these packs anew, at kUpkeepLevel, a part of the store after the other; each part is durable before the next
-/// begins. What nothing needs is left out, the rest is put into frames in the order of layers and paths, wherever it lay.
-/// Needs room for one part. Stopped, it drops the part that it is at. Other jobs go on.
+/// begins. What nothing needs is left out, the rest is put into frames in the order of layers and paths, wherever it
+/// lay. Needs room for one part. Stopped, it drops the part that it is at. Other jobs go on.
 RecompressResult recompress(StoreCore& core, const UpkeepRequest& request, const std::stop_token& stop);
 
 }  // namespace lamina::store

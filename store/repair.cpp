@@ -18,14 +18,14 @@
 #include <utility>
 
 // First the chunk index, which the packs have it all for. Then every pack is read. Of those that are damaged, whatever
-// can still be read goes into one new pack, together with what the sources have of the rest: a chunk is good when it has
-// its digest, wherever it comes from, so a source can be wrong, and be told so, but cannot do harm. A recipe is taken
-// only from a layer that has the right diff ID to its last byte. The new pack replaces the damaged ones in one
+// can still be read goes into one new pack, together with what the sources have of the rest: a chunk is good when it
+// has its digest, wherever it comes from, so a source can be wrong, and be told so, but cannot do harm. A recipe is
+// taken only from a layer that has the right diff ID to its last byte. The new pack replaces the damaged ones in one
 // transaction; their files are moved into quarantine/, not removed: what they had is nowhere else, and a bad place of a
 // disk is not given to another file. Trees come last: they follow from the recipes.
 //
-// gc is kept out, since the damaged packs are not to go as garbage meanwhile. Imports may run: what a job has found in a
-// damaged pack it finds in the new one, which its lease then keeps too.
+// gc is kept out, since the damaged packs are not to go as garbage meanwhile. Imports may run: what a job has found in
+// a damaged pack it finds in the new one, which its lease then keeps too.
 
 namespace lamina::store {
 
@@ -129,8 +129,8 @@ private:
 };
 
 void Repair::mend_chunk_index() {
-    const bool is_sound = check_chunk_index(core_.paths.packs()).empty() &&
-                          core_.chunks->indexed_packs() == core_.index->pack_numbers();
+    const bool is_sound =
+        check_chunk_index(core_.paths.packs()).empty() && core_.chunks->indexed_packs() == core_.index->pack_numbers();
     if (is_sound) return;
     const std::lock_guard publishing(core_.publishing);
     core_.chunks->rebuild(core_.index->pack_numbers());
@@ -166,10 +166,10 @@ void Repair::begin_pack() {
     if (bad_packs_.empty() && !needs_sources()) return;
     number_ = core_.index->allocate_pack();
     lease_.keep_pack(number_);
-    pack_.emplace(PackBuilder::Options{.packs_folder = core_.paths.packs(),
-                                       .staging_folder = folder_.path(),
-                                       .pack_number = number_},
-                  pool_);
+    pack_.emplace(
+        PackBuilder::Options{
+            .packs_folder = core_.paths.packs(), .staging_folder = folder_.path(), .pack_number = number_},
+        pool_);
     lane_ = &pack_->add_lane();
 }
 

@@ -14,9 +14,9 @@
 #include <unordered_set>
 #include <utility>
 
-// Packs are read in the order of their numbers, which only grow: what is written meanwhile is read in the same pass. The
-// place is written down now and then, and whatever ends the pass, so that a pass over a large store gets through in many
-// short idle times.
+// Packs are read in the order of their numbers, which only grow: what is written meanwhile is read in the same pass.
+// The place is written down now and then, and whatever ends the pass, so that a pass over a large store gets through in
+// many short idle times.
 
 namespace lamina::store {
 
@@ -97,7 +97,8 @@ private:
         try {
             const auto frame = files_.read_frame(place);
             for (const NewChunk& chunk : chunks) {
-                if (Digest::of(frame->bytes_at(chunk.id, chunk.place.offset_in_frame_bytes)) == chunk.id.digest) continue;
+                if (Digest::of(frame->bytes_at(chunk.id, chunk.place.offset_in_frame_bytes)) == chunk.id.digest)
+                    continue;
                 throw Error(Errc::corrupt, frame_name(place.pack, place.frame_offset_bytes) + ": chunk " +
                                                chunk.id.digest.hex() + " has other bytes than its digest names");
             }
@@ -115,7 +116,8 @@ private:
 
     /// What cannot be read because it is gone is no finding.
     void found_bad(std::uint32_t pack, const Error& error, std::span<const NewChunk> chunks) {
-        if (error.code() != Errc::corrupt && error.code() != Errc::not_found && error.code() != Errc::unavailable) throw;
+        if (error.code() != Errc::corrupt && error.code() != Errc::not_found && error.code() != Errc::unavailable)
+            throw;
         if (!core_.index->has_pack(pack)) return;
         ++state_.bad_frames;
         ++result_.bad_frames;

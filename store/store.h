@@ -110,9 +110,11 @@ struct VerifyReport {
 };
 
 struct UpkeepRequest {
-    std::uint64_t bytes_per_second = 0;  ///< Of content that is compressed anew, and of packs that are read; 0: no limit.
-    bool scrubs = false;                 ///< Also reads and checks every byte of the packs.
-    std::int64_t scrub_pause_seconds = 0;  ///< Not before the last such pass ended so long ago; an unfinished one goes on.
+    std::uint64_t bytes_per_second =
+        0;                ///< Of content that is compressed anew, and of packs that are read; 0: no limit.
+    bool scrubs = false;  ///< Also reads and checks every byte of the packs.
+    std::int64_t scrub_pause_seconds =
+        0;  ///< Not before the last such pass ended so long ago; an unfinished one goes on.
     ProgressFunction progress;
 };
 
@@ -185,13 +187,13 @@ public:
     virtual VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) = 0;
 
     /// Makes anew what follows from other parts of the store (chunk index, trees), takes chunks and recipes that are
-    /// damaged or missing from the sources, and puts what is left of damaged packs aside (<root>/quarantine). What cannot
-    /// be mended stays lost; everything else goes on. Running mounts see what was mended. Other jobs go on.
+    /// damaged or missing from the sources, and puts what is left of damaged packs aside (<root>/quarantine). What
+    /// cannot be mended stays lost; everything else goes on. Running mounts see what was mended. Other jobs go on.
     virtual RepairReport repair(const RepairRequest& request, std::stop_token stop) = 0;
 
-    /// What makes the store smaller and finds damage, for idle times: whatever is compressed as at import is compressed as
-    /// densely as zstd's level 19 does, in the order of layers and paths, leaving out what nothing needs; then the scrub.
-    /// Other jobs go on. Stopped at any instant it throws cancelled, and the next one goes on from there.
+    /// What makes the store smaller and finds damage, for idle times: whatever is compressed as at import is compressed
+    /// as densely as zstd's level 19 does, in the order of layers and paths, leaving out what nothing needs; then the
+    /// scrub. Other jobs go on. Stopped at any instant it throws cancelled, and the next one goes on from there.
     virtual UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) = 0;
 
     /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.

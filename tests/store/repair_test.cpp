@@ -111,7 +111,9 @@ TEST_CASE("damaged frames are healed from a source, and the damaged pack is put 
 TEST_CASE("whatever part of a store is damaged or missing comes back", "[store][repair]") {
     const Place place;
     const std::string root = place.root();
-    SECTION("a pack") { store::remove_file(files_in(root + "/packs", ".lpk").at(0)); }
+    SECTION("a pack") {
+        store::remove_file(files_in(root + "/packs", ".lpk").at(0));
+    }
     SECTION("a pack's footer") {
         const std::string pack = files_in(root + "/packs", ".lpk").at(0);
         flip(pack, store::file_size(pack) - 10);
@@ -194,10 +196,9 @@ TEST_CASE("a repair that is stopped leaves the store as it was", "[store][repair
     const std::string before = test::problems_of(*opened);
     std::stop_source stop;
     const auto progress = [&](const store::Progress&) { stop.request_stop(); };
-    CHECK_THAT(test::error_of([&] {
-                   opened->repair({.sources = {place.source}, .progress = progress}, stop.get_token());
-               }),
-               ContainsSubstring("cancelled: "));
+    CHECK_THAT(
+        test::error_of([&] { opened->repair({.sources = {place.source}, .progress = progress}, stop.get_token()); }),
+        ContainsSubstring("cancelled: "));
     CHECK(test::problems_of(*opened) == before);
     CHECK(store::list_folder(place.root() + "/staging").empty());
 }
