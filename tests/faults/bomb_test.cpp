@@ -79,6 +79,13 @@ Source decompressed(Source blob, store::Compression compression, std::uint64_t b
     return store::LayerStream::open(std::move(blob), compression, expected, {});
 }
 
+/// A blob that is what its digest says.
+Source whole(const std::string& blob, store::Compression compression) {
+    const store::LayerStream::Expected expected{.digest = {store::Digest::of(store::as_bytes(blob))},
+                                                .size_bytes = blob.size()};
+    return store::LayerStream::open(once(blob), compression, expected, {});
+}
+
 struct Outcome {
     std::string text;  ///< The error; "taken" when there was none.
     long memory_kib = 0;
@@ -188,12 +195,10 @@ TEST_CASE("a compressed blob that would become too much is refused", "[bombs]") 
     target.refuses("nested frames", "", [&] {
         std::string nested = test::zstd_compressed(zeros);
         for (int depth = 0; depth < 20; ++depth) nested = test::zstd_compressed(nested);
-        return decompressed(once(nested), store::Compression::zstd, nested.size());
+        return whole(nested, store::Compression::zstd);
     });
-    target.refuses("gzip in gzip", "", [&] {
-        const std::string nested = test::gzipped(test::gzipped(zeros));
-        return decompressed(once(nested), store::Compression::gzip, nested.size());
-    });
+    target.refuses("gzip in gzip", "",
+                   [&] { return whole(test::gzipped(test::gzipped(zeros)), store::Compression::gzip); });
     target.refuses("a million empty frames", "", [&] {
         return decompressed(repeated("", test::zstd_compressed(""), 1'000'000), store::Compression::zstd,
                             kPromisedBytes);

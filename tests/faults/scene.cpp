@@ -212,6 +212,10 @@ void Scene::add_changes() {
          .run = [](Store& store) { store.gc(false, {}); },
          .why_not_done = nothing,
          .why_not_undone = nothing});
+    add({.name = "upkeep",
+         .run = [](Store& store) { store.upkeep({.scrubs = true, .progress = {}}, {}); },
+         .why_not_done = nothing,
+         .why_not_undone = nothing});
     add({.name = "create mount",
          .run = [](Store& store) { store.create_mount("kept:1", "/mnt/here", true); },
          .why_not_done = nothing,

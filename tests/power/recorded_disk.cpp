@@ -181,15 +181,35 @@ std::size_t PowerCuts::at_flushes(std::uint64_t from_position, std::size_t every
     return made;
 }
 
-std::size_t PowerCuts::at_random(std::uint64_t from_position, std::size_t count, std::uint32_t seed, const Look& look) {
-    std::mt19937 random(seed);
-    std::vector<std::size_t> ends;  // Where the power may be cut, in order.
+/// Events after which the power may be cut, in order.
+std::vector<std::size_t> PowerCuts::random_ends(std::uint64_t from_position, std::size_t count,
+                                                std::mt19937& random) const {
     const auto first =
         std::ranges::find_if(events_, [&](const Placed& one) { return one.end_position > from_position; });
     const auto first_index = static_cast<std::size_t>(first - events_.begin());
-    if (first_index == events_.size()) return 0;
+    std::vector<std::size_t> ends;
+    if (first_index == events_.size()) return ends;
     for (std::size_t i = 0; i < count; ++i) ends.push_back(first_index + random() % (events_.size() - first_index));
     std::ranges::sort(ends);
+    return ends;
+}
+
+std::size_t PowerCuts::at_instants(std::uint64_t from_position, std::size_t count, std::uint32_t seed,
+                                   const Look& look) {
+    std::mt19937 random(seed);
+    std::vector<std::byte> disk(disk_.kind_.size_bytes);
+    std::size_t applied = 0;
+    const std::vector<std::size_t> ends = random_ends(from_position, count, random);
+    for (const std::size_t end : ends) {
+        for (; applied <= end; ++applied) apply(disk, events_[applied]);
+        mount_and_look(disk, events_[end].end_position, look);
+    }
+    return ends.size();
+}
+
+std::size_t PowerCuts::at_random(std::uint64_t from_position, std::size_t count, std::uint32_t seed, const Look& look) {
+    std::mt19937 random(seed);
+    const std::vector<std::size_t> ends = random_ends(from_position, count, random);
     std::vector<std::byte> durable(disk_.kind_.size_bytes);
     std::size_t durable_end = 0;
     for (const std::size_t end : ends) {

@@ -63,6 +63,8 @@ public:
     using Look = std::function<void(const std::string& path, std::uint64_t position)>;
     /// One for each flush: everything before it, and nothing after it. Every nth, from the first position on.
     std::size_t at_flushes(std::uint64_t from_position, std::size_t every, const Look& look);
+    /// `count` of them: everything that was written up to a random point, as a copy of the disk at that instant has it.
+    std::size_t at_instants(std::uint64_t from_position, std::size_t count, std::uint32_t seed, const Look& look);
     /// `count` of them: everything before a flush, and of what was written up to some later point without one any part,
     /// by sectors, in any order.
     std::size_t at_random(std::uint64_t from_position, std::size_t count, std::uint32_t seed, const Look& look);
@@ -73,6 +75,7 @@ private:
         std::span<const std::byte> data;
         std::uint64_t end_position = 0;
     };
+    std::vector<std::size_t> random_ends(std::uint64_t from_position, std::size_t count, std::mt19937& random) const;
     void apply(std::vector<std::byte>& disk, const Placed& placed) const;
     void apply_some(std::vector<std::byte>& disk, std::span<const Placed> placed, std::mt19937& random) const;
     void mount_and_look(const std::vector<std::byte>& disk, std::uint64_t position, const Look& look) const;
