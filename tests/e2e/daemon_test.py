@@ -77,6 +77,25 @@ class DaemonTest(StoreTest):
         self.assertEqual(1, len(self.lamina.json("images")["images"]))
         self.assertEqual([], self.lamina.json("verify", "--data")["problems"])
 
+    def test_upkeep_compresses_and_a_repair_heals_what_it_finds(self):
+        source = f"oci:{self.lamina.folder}/layout"
+        self.lamina.call("import", source)
+        self.assertEqual(1, self.lamina.json("upkeep", "--scrub")["packs_written"])
+        self.assertEqual(0, self.lamina.json("upkeep", "--rate", "1M")["packs_written"])
+        pack, = (self.lamina.store / "packs").glob("*.lpk")
+        with open(pack, "r+b") as file:
+            file.seek(1000)
+            byte = file.read(1)[0]
+            file.seek(1000)
+            file.write(bytes([byte ^ 1]))
+        self.assertEqual(1, self.lamina.call("verify", "--data", check=False).returncode)
+        self.assertEqual(1, self.lamina.call("upkeep", "--scrub", check=False).returncode)
+        self.assertEqual(2, self.lamina.call("verify", source, check=False).returncode)
+        report = self.lamina.json("verify", "--repair", source)
+        self.assertEqual([], report["problems"])
+        self.assertIn("quarantine", " ".join(report["repaired"]))
+        self.assertEqual("hello\n", self.lamina.call("cat", "test:1", "etc/motd").stdout)
+
     def test_sigterm_ends_it_cleanly_and_removes_the_socket(self):
         self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
         pid = self.lamina.daemon_pid()
