@@ -37,6 +37,14 @@ std::string own_folder() {
     return std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
 }
 
+/// What JSON writes as a whole number is signed where it can be; lists of requests are lists of texts.
+bool is_of_type(const json::value& given, const json::value& wanted) {
+    if (wanted.is_uint64()) return given.is_uint64() || (given.is_int64() && given.get_int64() >= 0);
+    if (given.kind() != wanted.kind()) return false;
+    if (!given.is_array()) return true;
+    return std::ranges::all_of(given.get_array(), [](const json::value& item) { return item.is_string(); });
+}
+
 }  // namespace
 
 json::value merged_request(std::string_view text, const json::value& defaults) {
@@ -48,9 +56,7 @@ json::value merged_request(std::string_view text, const json::value& defaults) {
         json::value* const known = merged.if_contains(member.key());
         const std::string name(member.key());
         if (!known) usage("the request has an unknown member \"" + name + "\"");
-        if (known->kind() != member.value().kind()) {
-            usage("the request's member \"" + name + "\" has the wrong type");
-        }
+        if (!is_of_type(member.value(), *known)) usage("the request's member \"" + name + "\" has the wrong type");
         *known = member.value();
     }
     return merged;

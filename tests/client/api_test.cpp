@@ -27,12 +27,24 @@ TEST_CASE("a request keeps the default of every member that it does not give", "
     CHECK(!request.read_only);
     CHECK(request.start);
     CHECK(!api::parse_request<api::GcRequest>("").dry_run);
+    CHECK(api::parse_request<api::UpkeepRequest>(R"({"bytes_per_second":0})").bytes_per_second == 0);
+    const api::UpkeepRequest fast{.scrub = true, .bytes_per_second = 18'000'000'000'000'000'000U};
+    CHECK(api::parse_request<api::UpkeepRequest>(api::to_text(fast)).bytes_per_second == fast.bytes_per_second);
+    const api::VerifyRequest verify{.repair = true, .sources = {"dir:/a", "oci:/b"}};
+    CHECK(api::parse_request<api::VerifyRequest>(api::to_text(verify)).sources == verify.sources);
 }
 
 TEST_CASE("a request with an unknown member, a wrong type or no object is refused and says which", "[client][api]") {
     const auto parse = [](const char* text) { return failure_of([&] { api::parse_request<api::TagRequest>(text); }); };
     CHECK_THAT(parse(R"({"imago":"x"})"), Catch::Matchers::ContainsSubstring("\"imago\""));
     CHECK_THAT(parse(R"({"image":7})"), Catch::Matchers::ContainsSubstring("\"image\""));
+    const auto parse_upkeep = [](const char* text) {
+        return failure_of([&] { api::parse_request<api::UpkeepRequest>(text); });
+    };
+    CHECK_THAT(parse_upkeep(R"({"bytes_per_second":-1})"), Catch::Matchers::ContainsSubstring("\"bytes_per_second\""));
+    CHECK_THAT(parse_upkeep(R"({"bytes_per_second":1.5})"), Catch::Matchers::ContainsSubstring("\"bytes_per_second\""));
+    CHECK_THAT(failure_of([&] { api::parse_request<api::VerifyRequest>(R"({"sources":[1]})"); }),
+               Catch::Matchers::ContainsSubstring("\"sources\""));
     CHECK_THAT(parse("[]"), Catch::Matchers::ContainsSubstring("not a JSON object"));
     CHECK_THAT(parse("{"), Catch::Matchers::ContainsSubstring("usage:"));
     const std::string deep(100'000, '[');
