@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -143,7 +144,7 @@ public:
         const std::string before = bytes();
         const Outcome outcome = offer(what, layer);
         CAPTURE(what);
-        CHECK_THAT(outcome.text, Catch::Matchers::ContainsSubstring("malformed: "));
+        CHECK((outcome.text.starts_with("malformed: ") || outcome.text.starts_with("corrupt: ")));
         CHECK_THAT(outcome.text, Catch::Matchers::ContainsSubstring(why));
         CHECK(outcome.text.find('\n') == std::string::npos);
         CHECK(bytes() == before);
@@ -253,16 +254,17 @@ TEST_CASE("millions of entries are refused or taken in little memory", "[bombs]"
             return batch;
         });
     });
-    const auto links = [] {
-        return std::make_unique<MadeSource>([](std::uint64_t n) {
+    const std::uint64_t thousands = std::getenv("LAMINA_EVERY") ? 1000 : 200;
+    const auto links = [=] {
+        return std::make_unique<MadeSource>([=](std::uint64_t n) {
             if (n == 0) return TarBuilder().file("file", "x").open_tar();
             std::string batch;
-            for (std::uint64_t i = 0; i < 1000 && n <= 1000; ++i) {
+            for (std::uint64_t i = 0; i < 1000 && n <= thousands; ++i) {
                 const std::string name = "l" + std::to_string(n * 1000 + i);
                 batch += TarBuilder().raw({.name = name, .type_flag = '1', .link_name = "file"}).open_tar();
             }
             return batch;
         });
     };
-    target.offer("a million hard links", links);
+    target.offer(std::to_string(thousands) + ",000 hard links", links);
 }
