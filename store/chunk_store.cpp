@@ -77,13 +77,15 @@ public:
 
     std::vector<std::uint32_t> indexed_packs() override {
         std::vector<std::uint32_t> packs;
-        for (const auto& [pack, segment] : index_.refresh(index_.snapshot())->packs) packs.push_back(pack);
+        const auto now = index_.refresh(index_.snapshot());  // Kept while it is read: others publish meanwhile.
+        for (const auto& [pack, segment] : now->packs) packs.push_back(pack);
         return packs;
     }
 
     std::uint64_t chunk_count() override {
         std::uint64_t count = 0;
-        for (const auto& segment : index_.refresh(index_.snapshot())->segments) count += segment->entry_count();
+        const auto now = index_.refresh(index_.snapshot());
+        for (const auto& segment : now->segments) count += segment->entry_count();
         return count;
     }
 

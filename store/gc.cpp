@@ -6,6 +6,7 @@
 #include "store/pack_copy.h"
 #include "store/pack_swap.h"
 #include "store/reserve.h"
+#include "store/usage.h"
 
 #include <algorithm>
 #include <memory>
@@ -58,15 +59,11 @@ constexpr std::uint64_t kGroupBytes = 256ull << 20;  ///< Raw bytes of needed ch
 constexpr std::uint64_t kScarceBytes = 16ull << 20;  ///< Less is free: the reserve is needed.
 constexpr std::uint64_t kMarginBytes = 64ull << 10;  ///< For folders, lists and rows beside a new pack.
 
-std::uint64_t size_of_file(const std::string& path) {
-    return exists(path) ? file_size(path) : 0;
-}
-
 /// Of the chunk index.
 std::uint64_t index_bytes(const StorePaths& paths) {
     std::uint64_t bytes = 0;
     for (const std::string& name : list_folder(paths.packs())) {
-        if (!pack_number_of(name)) bytes += size_of_file(paths.packs() + "/" + name);
+        if (!pack_number_of(name)) bytes += bytes_below(paths.packs() + "/" + name);
     }
     return bytes;
 }
@@ -200,9 +197,9 @@ Decision Collector::victims(const Roots& now, const Leases::Held& held, const st
 
 std::uint64_t Collector::victim_bytes(const Index::Victims& victims) const {
     std::uint64_t bytes = 0;
-    for (const DiffId& layer : victims.layers) bytes += size_of_file(core_.paths.recipe(layer));
-    for (const TreeDigest& tree : victims.trees) bytes += size_of_file(core_.paths.tree(tree));
-    for (const std::uint32_t pack : victims.packs) bytes += size_of_file(pack_path(core_.paths.packs(), pack));
+    for (const DiffId& layer : victims.layers) bytes += bytes_below(core_.paths.recipe(layer));
+    for (const TreeDigest& tree : victims.trees) bytes += bytes_below(core_.paths.tree(tree));
+    for (const std::uint32_t pack : victims.packs) bytes += bytes_below(pack_path(core_.paths.packs(), pack));
     return bytes;
 }
 
