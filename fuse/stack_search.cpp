@@ -20,6 +20,13 @@ bool is_sound_metacopy(std::string_view value) {
     return value.size() >= 4 && value[0] == 0 && static_cast<unsigned char>(value[1]) == value.size();
 }
 
+/// An attribute of overlayfs' family. One with a further dot in its name is another union's, kept as data.
+bool is_mark(std::string_view key) {
+    for (const std::string_view prefix : {OverlayXattrs::kTrusted, OverlayXattrs::kUser})
+        if (key.starts_with(prefix)) return key.find('.', prefix.size()) == key.npos;
+    return false;
+}
+
 }  // namespace
 
 Result<StackView::Impl::Marks> StackView::Impl::marks_of(int folder_fd, std::string_view name, const Source& source,
@@ -29,8 +36,7 @@ Result<StackView::Impl::Marks> StackView::Impl::marks_of(int folder_fd, std::str
     if (!names) return std::unexpected(names.error());
     const std::string_view active = options.xattrs.prefix();
     for (const std::string& key : *names) {
-        const bool is_ours = key.starts_with(OverlayXattrs::kTrusted) || key.starts_with(OverlayXattrs::kUser);
-        if (!is_ours && key != kFuseOverlayOpaque && key != kFuseOverlayOrigin) continue;
+        if (!is_mark(key) && key != kFuseOverlayOpaque && key != kFuseOverlayOrigin) continue;
         auto value = layer::xattr(folder_fd, name, key);
         if (!value) return std::unexpected(value.error());
         if (!*value) continue;
@@ -42,7 +48,7 @@ Result<StackView::Impl::Marks> StackView::Impl::marks_of(int folder_fd, std::str
             if (text == "x") marks.has_whiteout_xattrs = true;
         }
         if (key == kFuseOverlayOrigin) marks.fuse_overlay_origin = text;
-        if (!key.starts_with(active) || key.size() != active.size() + suffix.size()) continue;
+        if (!key.starts_with(active)) continue;
         if (suffix == kRedirectSuffix) marks.redirect = text;
         if (suffix == kOriginSuffix) marks.origin = text;
         if (suffix == kNlinkSuffix) marks.nlink = text;

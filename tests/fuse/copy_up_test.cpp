@@ -80,7 +80,7 @@ public:
 }  // namespace
 
 TEST_CASE("a copy has mode, set-id bits, owner and times of its original, and its folder keeps its times",
-          "[fuse][upper][copyup]") {
+          "[fuse][upper][copyup][upper.copies][upper.unseen-copies]") {
     Stage stage([](const std::string& directory) {
         write_file(directory + "/f", "content");
         REQUIRE(::chown((directory + "/f").c_str(), 1234, 5678) == 0);
@@ -107,7 +107,7 @@ TEST_CASE("a copy has mode, set-id bits, owner and times of its original, and it
     CHECK(stage.at->stat("/d/f").mtime == before.mtime);
 }
 
-TEST_CASE("a copy has the xattrs, ACLs and capabilities of its original", "[fuse][upper][copyup]") {
+TEST_CASE("a copy has the xattrs, ACLs and capabilities of its original", "[fuse][upper][copyup][upper.copies]") {
     const std::string capability("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
                                  20);
     const std::string acl(
@@ -149,7 +149,7 @@ TEST_CASE("a copy has the xattrs, ACLs and capabilities of its original", "[fuse
     CHECK(value(file, "user.a") == "1");
 }
 
-TEST_CASE("holes stay holes in a copy", "[fuse][upper][copyup]") {
+TEST_CASE("holes stay holes in a copy", "[fuse][upper][copyup][upper.copies]") {
     Stage stage([](const std::string& directory) {
         write_file(directory + "/f", "head");
         const int fd = ::open((directory + "/f").c_str(), O_WRONLY);
@@ -168,7 +168,8 @@ TEST_CASE("holes stay holes in a copy", "[fuse][upper][copyup]") {
     CHECK(stage.at->read_node(node, 10 << 20, 6) == "middle");
 }
 
-TEST_CASE("symlinks, fifos, sockets and devices are copied as what they are", "[fuse][upper][copyup]") {
+TEST_CASE("symlinks, fifos, sockets and devices are copied as what they are",
+          "[fuse][upper][copyup][upper.copies][upper.whiteouts]") {
     Stage stage([](const std::string& directory) {
         REQUIRE(::symlink("../nowhere", (directory + "/link").c_str()) == 0);
         REQUIRE(::lchown((directory + "/link").c_str(), 7, 8) == 0);
@@ -196,7 +197,7 @@ TEST_CASE("symlinks, fifos, sockets and devices are copied as what they are", "[
 }
 
 TEST_CASE("a file of below with several names stays one file when it is changed by one of them",
-          "[fuse][upper][copyup]") {
+          "[fuse][upper][copyup][upper.hard-links]") {
     Stage stage([](const std::string& directory) {
         write_file(directory + "/a", "below");
         REQUIRE(::link((directory + "/a").c_str(), (directory + "/b").c_str()) == 0);
@@ -223,7 +224,7 @@ TEST_CASE("a file of below with several names stays one file when it is changed 
 }
 
 TEST_CASE("links that an earlier mount left are counted right when names of them come and go",
-          "[fuse][upper][copyup]") {
+          "[fuse][upper][copyup][upper.hard-links]") {
     Stage stage([](const std::string& directory) {
         write_file(directory + "/a", "below");
         REQUIRE(::link((directory + "/a").c_str(), (directory + "/b").c_str()) == 0);
@@ -244,7 +245,7 @@ TEST_CASE("links that an earlier mount left are counted right when names of them
     }
 }
 
-TEST_CASE("names as odd as names can be are kept in the upper", "[fuse][upper]") {
+TEST_CASE("names as odd as names can be are kept in the upper", "[fuse][upper][upper.wh][names.wh]") {
     const std::vector<std::string> names = {".wh.x", ".wh..wh..opq", ".wh.", "two\nlines",         "\xff\xfe\x80",
                                             "-",     "a b\t\x01",    "#1",   std::string(255, 'n')};
     Stage stage([](const std::string& directory) { write_file(directory + "/x", "below"); });
@@ -276,8 +277,11 @@ TEST_CASE("a file of below that is only truncated is not copied", "[fuse][upper]
     CHECK(read_file(stage.upper("d/f")) == std::string("xxx\0\0", 5));
 }
 
-TEST_CASE("xattrs that steer a union are data when programs set them", "[fuse][upper]") {
-    Stage stage([](const std::string& directory) { REQUIRE(::mkdir((directory + "/sub").c_str(), 0755) == 0); });
+TEST_CASE("xattrs that steer a union are data when programs set them", "[fuse][upper][upper.xattrs]") {
+    Stage stage([](const std::string& directory) {
+        REQUIRE(::mkdir((directory + "/sub").c_str(), 0755) == 0);
+        write_file(directory + "/sub/below", "below");
+    });
     const NodeId sub = stage.at->find("/d/sub");
     REQUIRE(stage.at->fs->set_xattr(sub, "trusted.overlay.opaque", "y", 0));
     REQUIRE(stage.at->fs->set_xattr(sub, "user.overlay.redirect", "/etc", 0));
@@ -286,11 +290,13 @@ TEST_CASE("xattrs that steer a union are data when programs set them", "[fuse][u
     const NodeId again = stage.at->find("/d/sub");
     CHECK(*stage.at->fs->xattr(again, "trusted.overlay.opaque") == "y");
     CHECK(*stage.at->fs->xattr(again, "user.overlay.redirect") == "/etc");
+    CHECK(stage.at->read("/d/sub/below") == "below");  // What hides in another union hides nothing here.
     REQUIRE(stage.at->fs->remove_xattr(again, "trusted.overlay.opaque"));
     CHECK(stage.at->fs->xattr(again, "trusted.overlay.opaque").error() == Errno{ENODATA});
 }
 
-TEST_CASE("files without a name live until they are forgotten, and one can be given a name", "[fuse][upper]") {
+TEST_CASE("files without a name live until they are forgotten, and one can be given a name",
+          "[fuse][upper][upper.nameless]") {
     Stage stage([](const std::string& directory) { write_file(directory + "/f", "below"); });
     const auto made = stage.at->fs->make_unnamed(stage.at->find("/d"), {.mode = S_IFREG | 0640}, {});
     REQUIRE(made);
@@ -317,7 +323,8 @@ TEST_CASE("files without a name live until they are forgotten, and one can be gi
     CHECK(stage.at->names("/d").empty());
 }
 
-TEST_CASE("a full upper is an error of the call, and leaves nothing half-made", "[fuse][upper]") {
+TEST_CASE("a full upper is an error of the call, and leaves nothing half-made",
+          "[fuse][upper][upper.errors][upper.truncate]") {
     const test::TempDir folder;
     const std::string disk = folder / "disk";
     REQUIRE(::mkdir(disk.c_str(), 0755) == 0);
@@ -331,12 +338,15 @@ TEST_CASE("a full upper is an error of the call, and leaves nothing half-made", 
         REQUIRE(::mkdir(folders.lowers[0].c_str(), 0755) == 0);
         REQUIRE(::mkdir((folders.lowers[0] + "/d").c_str(), 0755) == 0);
         write_file(folders.lowers[0] + "/d/big", std::string(2 << 20, 'b'));
+        write_file(folders.lowers[0] + "/d/cut", std::string(2 << 20, 'c'));
         write_file(folders.lowers[0] + "/d/small", "small");
         test::DirectoryUnion at(folders);
         CHECK(at.write("/d/big", 0, "B").error() == Errno{ENOSPC});
         CHECK(at.chmod("/d/big", 0600) == ENOSPC);
         CHECK(at.rename("/d/big", "/moved") == ENOSPC);
         CHECK(at.read("/d/big").substr(0, 4) == "bbbb");
+        CHECK(at.truncate("/d/cut", 3) == 0);  // What it cuts needs no room.
+        CHECK(at.read("/d/cut") == "ccc");
         CHECK(std::filesystem::is_empty(folders.work + "/work"));
         REQUIRE(at.create("/full"));
         std::string written;
@@ -366,7 +376,7 @@ TEST_CASE("a full upper is an error of the call, and leaves nothing half-made", 
 }
 
 TEST_CASE("a file whose data is still below is read there until its data changes, whatever becomes of its names",
-          "[fuse][upper][copyup]") {
+          "[fuse][upper][copyup][upper.metacopy]") {
     if (!test::KernelOverlay::is_possible()) {
         WARN("SKIPPED: the kernel's overlayfs cannot be mounted here");
         return;
@@ -406,7 +416,7 @@ TEST_CASE("a file whose data is still below is read there until its data changes
 }
 
 TEST_CASE("with metacopy=on a change of attributes stores no bytes, and a later one of bytes stores all",
-          "[fuse][upper][copyup]") {
+          "[fuse][upper][copyup][upper.metacopy]") {
     constexpr std::uint64_t kSize = 1 << 20;
     const std::string bytes(kSize, 'b');
     Stage stage([&](const std::string& directory) {
@@ -459,7 +469,8 @@ TEST_CASE("with metacopy=on a change of attributes stores no bytes, and a later 
         CHECK(read_file(kernel.path() + name) == bytes);
 }
 
-TEST_CASE("a server without privilege changes also what its user has made read-only", "[fuse][upper][copyup]") {
+TEST_CASE("a server without privilege changes also what its user has made read-only",
+          "[fuse][upper][copyup][upper.unprivileged]") {
     constexpr uid_t kUser = 1234;
     if (::geteuid() != 0) return;
     const test::TempDir folder("/dev/shm");
@@ -480,7 +491,7 @@ TEST_CASE("a server without privilege changes also what its user has made read-o
             ++step;
         };
         {
-            test::DirectoryUnion at(folders, true);
+            test::DirectoryUnion at(folders, {.is_user = true});
             at.caller = {.uid = kUser, .gid = kUser, .umask = 022};
             must(at.chmod("/d/f", 0440) == 0);
             must(at.write("/d/f", 0, "BELOW").has_value());
@@ -496,7 +507,7 @@ TEST_CASE("a server without privilege changes also what its user has made read-o
             must(at.unlink("/g") == 0);
             must(at.stat("/e/f").nlink == 1);
         }
-        test::DirectoryUnion again(folders, true);
+        test::DirectoryUnion again(folders, {.is_user = true});
         must(again.read("/e/f") == "BELOW");
         must(again.stat("/e/f").nlink == 1);
         must((again.stat("/e").mode & 07777) == 0555);

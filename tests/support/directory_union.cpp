@@ -22,7 +22,7 @@ DirectoryFolders make_folders(const std::string& folder) {
         .lowers = {folder + "/lower"}, .upper = folder + "/upper", .work = folder + "/work", .makes_metacopy = false};
 }
 
-DirectoryUnion::DirectoryUnion(const DirectoryFolders& folders, bool is_user) {
+DirectoryUnion::DirectoryUnion(const DirectoryFolders& folders, const Options& given) {
     std::vector<unionfs::StackSource> sources;
     sources.push_back({.name = folders.upper, .folder = open_folder(folders.upper, O_PATH), .image = {}});
     for (const std::string& lower : folders.lowers)
@@ -30,14 +30,15 @@ DirectoryUnion::DirectoryUnion(const DirectoryFolders& folders, bool is_user) {
     unionfs::StackOptions options;
     options.has_upper = true;
     options.work_folder = open_folder(folders.work, O_PATH);
-    options.xattrs.is_user = is_user;
+    options.xattrs.is_user = given.is_user;
     view = std::make_unique<unionfs::StackView>(std::move(sources), std::move(options));
     arena = *unionfs::Arena::create();
     changes = std::make_unique<unionfs::ChangeSet>(*arena, *view);
     keeper = std::make_unique<unionfs::DirectoryKeeper>(
         *view, *changes,
         unionfs::DirectoryKeeper::Folders{open_folder(folders.upper, O_RDONLY), open_folder(folders.work, O_PATH)},
-        unionfs::DirectoryKeeper::Options{.is_volatile = true, .makes_metacopy = folders.makes_metacopy});
+        unionfs::DirectoryKeeper::Options{.is_volatile = given.is_volatile,
+                                          .makes_metacopy = folders.makes_metacopy});
     fs = std::make_unique<unionfs::UnionFs>(*view, *changes, keeper.get());
 }
 

@@ -25,7 +25,12 @@ DirectoryFolders make_folders(const std::string& folder);
 /// A union over directories, without a mount: what lamina-fuse -o lowerdir=,upperdir=,workdir= serves.
 class DirectoryUnion : public UnionPaths {
 public:
-    explicit DirectoryUnion(const DirectoryFolders& folders, bool is_user = false);
+    struct Options {
+        bool is_user = false;  ///< Marks are attributes of the namespace user.
+        bool is_volatile = true;
+    };
+    explicit DirectoryUnion(const DirectoryFolders& folders) : DirectoryUnion(folders, Options()) {}
+    DirectoryUnion(const DirectoryFolders& folders, const Options& options);
     ~DirectoryUnion();
     DirectoryUnion(const DirectoryUnion&) = delete;
     DirectoryUnion& operator=(const DirectoryUnion&) = delete;
