@@ -1,6 +1,7 @@
 #include "fuse/libfuse.h"
 #include "fuse/op_boundary.h"
 #include "fuse/ops.h"
+#include "fuse/posix_acl.h"
 
 #include <unistd.h>
 
@@ -74,6 +75,12 @@ Result<SizedValue> sized(Result<std::string> value, std::size_t room) {
     return SizedValue{std::move(*value), room};
 }
 
+// An image may have bytes in the place of an ACL that the kernel does not accept: it would refuse everybody but the
+// owner with an error of its own, so it is told of none.
+bool is_no_acl(std::string_view name, std::string_view value) {
+    return (name == kAccessAclXattr || name == kDefaultAclXattr) && !PosixAcl::parse(value);
+}
+
 // Where no xattr can be, ENOSYS says so once, and each ls -l and each exec is spared its questions. Else a missing
 // SELinux label is "not supported" rather than "none": ls then asks no further file of the device.
 void op_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, std::size_t room) {
@@ -83,16 +90,17 @@ void op_getxattr(fuse_req_t request, fuse_ino_t node, const char* name, std::siz
         if (!value && value.error() == Errno{ENODATA} && name == std::string_view("security.selinux")) {
             return fail(EOPNOTSUPP);
         }
+        if (value && is_no_acl(name, *value)) return fail(ENODATA);
         return sized(std::move(value), room);
     });
 }
 
-// Names that only the privileged may read are shown to nobody else; the kernel leaves this to us.
-std::string without_trusted(const std::string& names) {
+template <class IsHidden>
+std::string names_without(const IsHidden& is_hidden, const std::string& names) {
     std::string shown;
     for (std::size_t at = 0; at < names.size();) {
         const std::string_view name(names.c_str() + at);
-        if (!name.starts_with("trusted.")) shown.append(name).push_back('\0');
+        if (!is_hidden(name)) shown.append(name).push_back('\0');
         at += name.size() + 1;
     }
     return shown;
@@ -101,9 +109,16 @@ std::string without_trusted(const std::string& names) {
 void op_listxattr(fuse_req_t request, fuse_ino_t node, std::size_t room) {
     answer(request, [&]() -> Result<SizedValue> {
         if (context_of(request).has_no_xattrs) return fail(ENOSYS);
-        auto names = union_of(request).xattr_names(node);
-        if (names && ::fuse_req_ctx(request)->uid != 0) names = without_trusted(*names);
-        return sized(std::move(names), room);
+        UnionFs& fs = union_of(request);
+        auto names = fs.xattr_names(node);
+        if (!names) return std::unexpected(names.error());
+        // Names that only the privileged may read are shown to nobody else; the kernel leaves this to us.
+        const bool is_privileged = ::fuse_req_ctx(request)->uid == 0;
+        const auto is_hidden = [&](std::string_view name) {
+            if (name.starts_with("trusted.")) return !is_privileged;
+            return name.starts_with("system.") && is_no_acl(name, fs.xattr(node, name).value_or(""));
+        };
+        return sized(names_without(is_hidden, *names), room);
     });
 }
 
