@@ -377,7 +377,7 @@ class MountTest(RealImageTest):
     def test_after_the_death_of_holder_and_server_a_mount_holds_what_was_synced_and_a_prefix_of_the_rest(self):
         target = self.mount("killed")
         make_scripted_changes(target)
-        before = set(manifest(target, with_times=False))
+        before = set(manifest(target, has_times=False))
         work = target / "srv/work"
         work.mkdir()
         for number in range(400):
@@ -400,7 +400,7 @@ class MountTest(RealImageTest):
         self.assertTrue(all(whole[:201]))
         self.assertLessEqual(whole.count(False), 1, "more than one file is not whole")
         self.assertEqual(set(), {line for line in before if not line.startswith("/srv 0o")}
-                         - set(manifest(target, with_times=False)))
+                         - set(manifest(target, has_times=False)))
         (work / "after").write_text("written after")
         self.assertEqual([], self.lamina.json("verify")["problems"])
 
@@ -534,6 +534,7 @@ class CostTest(unittest.TestCase):
         return self.lamina.mounts()["cost"]["server"]["changes"]
 
     def test_the_first_write_to_a_large_file_copies_nothing(self):
+        """[data.no-copy]"""
         before, disk = self.changes(), disk_bytes(self.lamina.store)
         with open(self.target / "big", "r+b") as file:
             file.seek(123_456_789)
@@ -561,6 +562,7 @@ class CostTest(unittest.TestCase):
             self.assertEqual(self.block[-10:-5] + bytes(10), file.read())
 
     def test_renaming_a_folder_of_the_image_is_one_record_however_much_it_holds(self):
+        """[inodes.records]"""
         before = self.changes()
         (self.target / "many").rename(self.target / "moved")
         after = self.changes()

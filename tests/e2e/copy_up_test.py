@@ -10,8 +10,8 @@ import stat
 import tempfile
 import unittest
 
-from rich_tree import CAPABILITY, ODD_NAMES, TIMES, acl, whole_blocks_in_holes
-from support import main, needs_fuse, needs_program, needs_root
+from rich_tree import CAPABILITY, ODD_NAMES, TIMES, acl
+from support import main, needs_fuse, needs_program, needs_root, whole_blocks_in_holes
 from unions import KINDS, Union
 
 NAME_BYTES, PATH_BYTES = 255, 4095
@@ -149,12 +149,15 @@ class CopyUpTest(unittest.TestCase):
             self.assertEqual(before[path], look(union / path), f"{path} after a remount")
 
     def test_modes_set_id_bits_and_owners_stay(self):
+        """[upper.copies], [upper.unseen-copies]"""
         self.on_each(lambda union: self.stays(union, [f"modes/{number}" for number in range(6)], touch))
 
     def test_nanosecond_times_stay_also_before_1970_and_after_2038(self):
+        """[upper.copies]"""
         self.on_each(lambda union: self.stays(union, [f"times/{name}" for name in TIMES], touch))
 
     def test_the_times_of_the_folder_stay(self):
+        """[upper.copies]"""
         def change(path):
             os.truncate(path / "file", 3)
             os.chown(path / "linked", 1, 1, follow_symlinks=False)
@@ -162,9 +165,11 @@ class CopyUpTest(unittest.TestCase):
         self.on_each(lambda union: self.stays(union, ["parent"], change))
 
     def test_xattrs_acls_and_capabilities_stay(self):
+        """[upper.copies], [attributes.xattrs-kept]"""
         self.on_each(lambda union: self.stays(union, ["xattrs/user", "xattrs/acl", "xattrs/capability"], touch))
 
     def test_a_write_takes_the_capability_and_a_mapping_does_not(self):
+        """[data.privileges], [data.mapping], [attributes.chown]"""
         def check(union):
             path = union / "xattrs/written"
             with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
@@ -175,10 +180,14 @@ class CopyUpTest(unittest.TestCase):
                 file.write(b"c")
             self.assertEqual([], os.listxattr(path))
             self.assertEqual("content", path.read_text())
+            os.setxattr(path, "security.capability", CAPABILITY)
+            os.chown(path, 1, 1)
+            self.assertEqual([], os.listxattr(path))
 
         self.on_each(check)
 
     def test_holes_stay_holes(self):
+        """[upper.copies]"""
         def check(union):
             path = union / "holes"
             before, blocks = whole_blocks_in_holes(path), path.stat().st_blocks
@@ -195,6 +204,7 @@ class CopyUpTest(unittest.TestCase):
         self.on_each(check)
 
     def test_hard_links_stay_one_file(self):
+        """[upper.hard-links], [inodes.links]"""
         def check(union):
             names = [union / f"links/{name}" for name in "abc"]
             number = names[0].stat().st_ino
@@ -214,6 +224,7 @@ class CopyUpTest(unittest.TestCase):
         self.on_each(check)
 
     def test_inode_numbers_stay_and_listings_say_the_same(self):
+        """[inodes.stay], [stacks.numbers], [upper.numbers]"""
         def numbers(folder):
             entries = list(os.scandir(folder))
             return {entry.name: (entry.inode(), entry.stat(follow_symlinks=False).st_ino) for entry in entries}
@@ -239,6 +250,7 @@ class CopyUpTest(unittest.TestCase):
         self.on_each(check)
 
     def test_open_descriptors_and_mappings_see_what_is_written_later(self):
+        """[inodes.nameless], [upper.nameless]"""
         def check(union):
             path = union / "open/file"
             with open(path, "rb", buffering=0) as reader, open(path, "rb") as mapped, \
@@ -264,10 +276,12 @@ class CopyUpTest(unittest.TestCase):
         self.on_each(check)
 
     def test_folders_on_the_way_stay_what_they_are(self):
+        """[upper.copies], [upper.unseen-copies]"""
         self.on_each(lambda union: self.stays(union, ["chain/one", "chain/one/two"],
                                               lambda path: os.truncate(next(path.rglob("file")), 2)))
 
     def test_symlinks_fifos_and_devices_stay_what_they_are(self):
+        """[upper.copies]"""
         def check(union):
             (union / "kinds/moved").mkdir()
             for name in ("symlink", "fifo", "device"):
@@ -290,6 +304,7 @@ class CopyUpTest(unittest.TestCase):
         self.on_each(check)
 
     def test_names_of_255_bytes(self):
+        """[names.limits]"""
         def check(union):
             (union / ("n" * NAME_BYTES)).write_text("changed")
             (union / ("n" * NAME_BYTES)).rename(union / ("m" * NAME_BYTES))
@@ -349,6 +364,7 @@ class CopyUpTest(unittest.TestCase):
         return found
 
     def test_names_that_mean_something_elsewhere(self):
+        """[names.wh]"""
         def check(union):
             folder = os.fsencode(union / "odd")
             os.mkdir(folder)
@@ -372,6 +388,7 @@ class CopyUpTest(unittest.TestCase):
         self.on_each(check)
 
     def test_what_was_removed_stays_so_and_what_replaces_it_is_new(self):
+        """[inodes.replaced], [inodes.opaque]"""
         def check(union):
             folder = union / "removed"
             numbers = {name: os.lstat(folder / name).st_ino for name in ("file", "folder")}

@@ -1,5 +1,4 @@
 """A folder with one of everything that a copy can lose, and lines that say all of it."""
-import hashlib
 import os
 import pathlib
 import socket
@@ -7,9 +6,8 @@ import stat
 import struct
 import time
 
-from support import run, xattr_names
+from support import manifest, run
 
-HOLE_BLOCK = 4096
 CAPABILITY = struct.pack("<IIIII", 0x02000000 | 1, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep
 TIMES = {"before": -1_000_000_000_123_456_789, "first": 1, "last": 4_102_444_800_987_654_321,
          "usual": 1_700_000_000_000_000_007}
@@ -116,60 +114,9 @@ def make_rich_tree(root, has_sockets=True, has_odd_names=True):
     make_old(root, begin_ns)
 
 
-def whole_blocks_in_holes(path):
-    """The blocks that lie whole in holes, as ranges of numbers: where in a block a hole begins is nobody's promise."""
-    ranges = []
-    with open(path, "rb") as file:
-        size, at = os.fstat(file.fileno()).st_size, 0
-        while at < size:
-            try:
-                data = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            except OSError:
-                data = size
-            begin, end = -(-at // HOLE_BLOCK), data // HOLE_BLOCK
-            if end > begin:
-                ranges.append((begin, end))
-            at = size if data == size else os.lseek(file.fileno(), data, os.SEEK_HOLE)
-    return ranges
-
-
-def describe(root, has_holes=True, has_times=True, lists_whiteouts=False):
-    """A line for each name of a tree: type, mode, owner, nanosecond time, size, bytes, holes, target, device, xattrs
-    with ACLs and capabilities, and which names are one inode. Equal trees have equal lines. `lists_whiteouts`: as
-    overlayfs does where only one layer has a folder."""
-    root = os.fsencode(root)
-    lines, links = {}, {}
-    pending = [b""]
-    while pending:
-        relative = pending.pop()
-        path = os.path.join(root, relative) if relative else root
-        if lists_whiteouts and not os.path.lexists(path):
-            continue
-        status = os.lstat(path)
-        fields = [oct(status.st_mode), f"{status.st_uid}:{status.st_gid}"]
-        if has_times:
-            fields.append(str(status.st_mtime_ns))
-        if stat.S_ISREG(status.st_mode):
-            with open(path, "rb") as file:
-                fields += [str(status.st_size), hashlib.file_digest(file, "sha256").hexdigest()]
-            if has_holes:
-                fields.append(f"holes={whole_blocks_in_holes(path)}")
-        if stat.S_ISLNK(status.st_mode):
-            fields.append(repr(os.readlink(path)))
-        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-            fields.append(str(status.st_rdev))
-        for name in sorted(xattr_names(path)):
-            fields.append(f"{name}={os.getxattr(path, name, follow_symlinks=False).hex()}")
-        if stat.S_ISDIR(status.st_mode):
-            pending += [os.path.join(relative, name) for name in os.listdir(path)]
-        else:
-            fields.append(f"nlink={status.st_nlink}")
-            links.setdefault(status.st_ino, []).append(relative)
-        lines[relative] = fields
-    for group in links.values():
-        for path in group:
-            lines[path].append(f"same={sorted(group)}" if len(group) > 1 else "alone")
-    return [f"/{path.decode('utf-8', 'backslashreplace')} {' '.join(fields)}" for path, fields in sorted(lines.items())]
+def describe(root, **options):
+    """All that a manifest can say."""
+    return manifest(root, has_holes=True, has_link_counts=True, **options)
 
 
 def difference(expected, found):

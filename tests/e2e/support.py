@@ -212,34 +212,61 @@ class Layout:
 
 # ---- manifests -----------------------------------------------------------------------------------------------------
 
-def manifest(root, with_times=True):
-    """Lines that say everything of a folder's tree: what two equal trees have in common."""
+HOLE_BLOCK = 4096
+
+
+def whole_blocks_in_holes(path):
+    """The blocks that lie whole in holes, as ranges of numbers: where in a block a hole begins is nobody's promise."""
+    ranges = []
+    with open(path, "rb") as file:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        while at < size:
+            try:
+                data = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                data = size
+            begin, end = -(-at // HOLE_BLOCK), data // HOLE_BLOCK
+            if end > begin:
+                ranges.append((begin, end))
+            at = size if data == size else os.lseek(file.fileno(), data, os.SEEK_HOLE)
+    return ranges
+
+
+def manifest(root, has_times=True, has_holes=False, has_link_counts=False, lists_whiteouts=False):
+    """A line for each name of a tree: type, mode, owner, nanosecond time, size, bytes, holes, target, device, xattrs
+    with ACLs and capabilities, and which names are one inode. Equal trees have equal lines. Without `has_link_counts`
+    only whether a file has other names is told, and which. `lists_whiteouts`: the folder does so, as overlayfs where
+    only one layer has it."""
     root = os.fsencode(root)
     lines, links = {}, {}
     pending = [b""]
     while pending:
         relative = pending.pop()
         path = os.path.join(root, relative) if relative else root
+        if lists_whiteouts and not os.path.lexists(path):
+            continue
         status = os.lstat(path)
-        kind = stat.S_IFMT(status.st_mode)
         fields = [oct(status.st_mode), f"{status.st_uid}:{status.st_gid}"]
-        if with_times:
+        if has_times:
             fields.append(str(status.st_mtime_ns))
-        if kind == stat.S_IFREG:
+        if stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
                 fields += [str(status.st_size), hashlib.file_digest(file, "sha256").hexdigest()]
-        if kind == stat.S_IFLNK:
+            if has_holes:
+                fields.append(f"holes={whole_blocks_in_holes(path)}")
+        if stat.S_ISLNK(status.st_mode):
             fields.append(repr(os.readlink(path)))
-        if kind in (stat.S_IFCHR, stat.S_IFBLK):
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
             fields.append(f"{os.major(status.st_rdev)},{os.minor(status.st_rdev)}")
         for name in sorted(xattr_names(path)):
-            if not name.startswith(("trusted.overlay.", "user.overlay.")):
-                fields.append(f"{name}={os.getxattr(path, name, follow_symlinks=False).hex()}")
-        if kind != stat.S_IFDIR and status.st_nlink > 1:
+            fields.append(f"{name}={os.getxattr(path, name, follow_symlinks=False).hex()}")
+        if stat.S_ISDIR(status.st_mode):
+            pending += [os.path.join(relative, name) for name in os.listdir(path)]
+        elif has_link_counts or status.st_nlink > 1:
+            if has_link_counts:
+                fields.append(f"nlink={status.st_nlink}")
             links.setdefault((status.st_dev, status.st_ino), []).append(relative)
         lines[relative] = fields
-        if kind == stat.S_IFDIR:
-            pending += [os.path.join(relative, name) for name in os.listdir(path)]
     for group in links.values():
         for path in group:
             lines[path].append(f"links={sorted(group)}")
