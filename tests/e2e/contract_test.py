@@ -174,13 +174,16 @@ class OwnersTest(folders_test.FolderTest):
 
 USER_SCRIPT = r"""
 set -eu
-mkdir low up work mnt low/tree; echo low > low/file; echo low > low/tree/leaf
+mkdir low up work mnt low/tree low/closed; echo low > low/file; echo low > low/tree/leaf
+echo low > low/closed/open; chmod 555 low/closed
 mount_it() { "$FUSE" -o "lowerdir=low,upperdir=up,workdir=work$1" mnt; }
 change() {
   stat -f -c %t mnt; cat mnt/file; echo "$1" > mnt/new; echo more >> mnt/file; rm mnt/tree/leaf; mv mnt/tree mnt/moved
   ln mnt/file mnt/link; chmod 600 mnt/file; ls mnt mnt/moved; cat up/new up/link; stat -c '%h %a' mnt/file
+  exec 3>> mnt/closed/open; chmod 0 mnt/closed/open; echo more >&3; exec 3>&-
+  chmod 444 mnt/closed/open; cat up/closed/open; stat -c %a up/closed up/closed/open
 }
-forget() { rm -rf up work; mkdir up work; }
+forget() { chmod -R u+rwX up; rm -rf up work; mkdir up work; }
 mount_it ""; change user; fusermount3 -u mnt; cat up/new; ls up; forget
 unshare --user --map-root-user --mount --propagation slave sh -euc "$(cat "$HOME/functions")
   mount_it ,volatile; change root; stat -c %u:%g mnt/new; umount mnt; cat up/new"
@@ -189,9 +192,9 @@ unshare --user --map-root-user --map-auto --mount --propagation slave sh -euc "$
   mount_it ,volatile; change mapped; chown 5:6 mnt/new mnt/moved; stat -c %u:%g mnt/new mnt/moved
   setpriv --reuid 5 --regid 6 --clear-groups touch mnt/moved/mine; stat -c %u:%g mnt/moved/mine up/moved/mine
   umount mnt
-  mount_it ''; stat -c %u:%g mnt/moved/mine; fusermount3 -u mnt; rm -rf up work"
+  mount_it ''; stat -c %u:%g mnt/moved/mine; fusermount3 -u mnt; chmod -R u+rwX up; rm -rf up work"
 """
-CHANGED = ["65735546", "low", "mnt:", "file", "link", "moved", "new", "", "mnt/moved:"]
+CHANGED = ["65735546", "low", "mnt:", "closed", "file", "link", "moved", "new", "", "mnt/moved:"]
 
 
 @needs_fuse
@@ -200,6 +203,7 @@ CHANGED = ["65735546", "low", "mnt:", "file", "link", "moved", "new", "", "mnt/m
 @needs_program("newuidmap")
 class UserTest(folders_test.FolderTest):
     def test_it_mounts_for_a_user_and_for_the_root_of_a_user_namespace(self):
+        """[upper.unprivileged]"""
         home = self.folder / "home"
         home.mkdir()
         (home / "script").write_text(USER_SCRIPT)
@@ -213,9 +217,9 @@ class UserTest(folders_test.FolderTest):
         result = run(*words, env=environment, timeout=60, check=False)
         self.assertEqual((0, ""), (result.returncode, result.stderr), result.stdout)
         lines = []
-        for who, more in (("user", ["user", "file", "link", "moved", "new", "tree"]), ("root", ["0:0", "root"]),
-                          ("mapped", ["5:6", "5:6", "5:6", "5:6", "5:6"])):
-            lines += [*CHANGED, who, "low", "more", "2 600", *more]
+        for who, more in (("user", ["user", "closed", "file", "link", "moved", "new", "tree"]),
+                          ("root", ["0:0", "root"]), ("mapped", ["5:6", "5:6", "5:6", "5:6", "5:6"])):
+            lines += [*CHANGED, who, "low", "more", "2 600", "low", "more", "555", "444", *more]
         self.assertEqual(lines, result.stdout.splitlines())
         self.wait_until_gone()
 

@@ -161,9 +161,11 @@ class UpperTest(DiskTest):
         self.assertEqual("", difference(self.shown(plain), kernels))
 
     def test_ext4(self):
+        """[stacks.index], [upper.at-rest], [stacks.numbers]"""
         self.go_round("ext4")
 
     def test_xfs(self):
+        """[stacks.xfs-acls]"""
         self.go_round("xfs")
 
     def test_btrfs(self):
@@ -219,13 +221,34 @@ class FullTest(DiskTest):
         (self.mnt / "small").write_text("changed")
         self.assertEqual("changed", (self.layers[1] / "small").read_text())
 
+    def test_what_needs_no_room_is_done_on_a_disk_that_has_none(self):
+        """[upper.truncate], [upper.full-links]: both files below are larger than the disk."""
+        disk = self.disk("tmpfs", megabytes=8)
+        lower, = self.folders(self.folder, "lower")
+        for name in ("cut", "linked"):
+            (lower / name).write_bytes(os.urandom(self.BIG))
+        os.link(lower / "linked", lower / "other")
+        self.layers = ([lower], *self.folders(disk, "upper", "work"))
+        self.mount(*self.layers)
+        os.truncate(self.mnt / "cut", 5)
+        self.assertEqual((lower / "cut").read_bytes()[:5], (self.mnt / "cut").read_bytes())
+        (self.mnt / "other").unlink()
+        self.assertEqual({"cut", "linked"}, set(os.listdir(self.mnt)))
+        self.assertEqual(1, (self.mnt / "linked").stat().st_nlink)
+        self.remount()
+        self.assertEqual({"cut", "linked"}, set(os.listdir(self.mnt)))
+        self.assertEqual(2, (self.mnt / "linked").stat().st_nlink)  # One too many: nothing could be written of it.
+        self.assertEqual((lower / "linked").read_bytes(), (self.mnt / "linked").read_bytes())
+
     def test_a_full_disk(self):
+        """[upper.errors]"""
         self.fill(self.disk("ext4", megabytes=20), errno.ENOSPC)
 
     def test_a_full_tmpfs(self):
         self.fill(self.disk("tmpfs", megabytes=16), errno.ENOSPC)
 
     def test_a_used_up_quota(self):
+        """[upper.errors]"""
         disk = self.disk("btrfs", megabytes=256)
         run("btrfs", "quota", "enable", disk)
         run("btrfs", "subvolume", "create", disk / "limited")

@@ -154,6 +154,7 @@ class CallTest(FolderTest):
         self.assertEqual((77, 78), (status.st_uid, status.st_gid))
 
     def test_owners_and_modes_are_kept_beside_the_files_when_the_mount_says_so(self):
+        """[upper.owners-beside], [stacks.override-stat]"""
         self.fuse(self.writable(",xattr_permissions=2"))
         (self.mnt / "new").write_text("x")
         (self.mnt / "folder").mkdir(mode=0o700)
@@ -175,6 +176,7 @@ class CallTest(FolderTest):
         self.assertEqual(shown, attributes())
 
     def test_five_hundred_lowers_with_1024_descriptors(self):
+        """[stacks.merging]"""
         for number in range(500):
             (self.folder / f"l{number}").mkdir()
             (self.folder / f"l{number}/f{number}").write_text(str(number))
@@ -188,6 +190,7 @@ class CallTest(FolderTest):
         self.assertEqual("499", (self.mnt / "f499").read_text())
 
     def test_a_mount_point_inside_of_a_lower_does_not_lead_into_itself(self):
+        """[stacks.places]"""
         (self.folder / "a/inside").mkdir()
         self.fuse("lowerdir=a", self.folder / "a/inside")
         result = run("timeout", "10", "find", self.folder / "a/inside", "-name", "leaf")

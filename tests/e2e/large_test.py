@@ -66,6 +66,7 @@ class LargeTest(unittest.TestCase):
         self.assertEqual(FOLDERS * FILES - HELD_OPEN // 2, sum(len(files) for _, _, files in os.walk(self.mnt)))
 
     def test_over_folders(self):
+        """[stacks.descriptors]"""
         for name in ("upper", "work"):
             (self.folder / name).mkdir()
         at = self.folder

@@ -88,7 +88,7 @@ void must(int result) {
 
 }  // namespace
 
-TEST_CASE("what was read once costs no request again", "[e2e][budget]") {
+TEST_CASE("what was read once costs no request again", "[e2e][budget][requests.cached]") {
     if (!test::can_mount()) return;
     const bool is_read_only = GENERATE(false, true);
     CAPTURE(is_read_only);
@@ -104,7 +104,7 @@ TEST_CASE("what was read once costs no request again", "[e2e][budget]") {
     CHECK(text_of(again) == "");
 }
 
-TEST_CASE("a missing name costs one request, once", "[e2e][budget]") {
+TEST_CASE("a missing name costs one request, once", "[e2e][budget][requests.cached]") {
     if (!test::can_mount()) return;
     RealMount mount(image_of(100));
     const auto look = [&] {
@@ -118,7 +118,7 @@ TEST_CASE("a missing name costs one request, once", "[e2e][budget]") {
     CHECK(text_of(mount.requests_of(look)) == "");
 }
 
-TEST_CASE("a symbolic link is read once", "[e2e][budget]") {
+TEST_CASE("a symbolic link is read once", "[e2e][budget][requests.cached]") {
     if (!test::can_mount()) return;
     RealMount mount(image_of(100));
     read_whole(mount / "link");
@@ -127,7 +127,7 @@ TEST_CASE("a symbolic link is read once", "[e2e][budget]") {
 
 // A listing that came from us makes the kernel forget the directory's access time where it could be written: the next
 // stat of each directory asks once more.
-TEST_CASE("listing a tree with attributes costs nothing when nothing is new", "[e2e][budget]") {
+TEST_CASE("listing a tree with attributes costs nothing when nothing is new", "[e2e][budget][requests.cached]") {
     if (!test::can_mount()) return;
     const bool is_read_only = GENERATE(false, true);
     CAPTURE(is_read_only);
@@ -163,7 +163,7 @@ TEST_CASE("ls -lR asks for no attribute twice", "[e2e][budget]") {
     CHECK(total(again) <= (is_read_only ? 0 : 3));
 }
 
-TEST_CASE("each change stays within its budget of requests", "[e2e][budget]") {
+TEST_CASE("each change stays within its budget of requests", "[e2e][budget][requests.changes]") {
     if (!test::can_mount()) return;
     RealMount mount(image_of(200));
     const std::vector<Budget> budgets = {

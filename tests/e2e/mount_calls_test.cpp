@@ -65,7 +65,7 @@ TEST_CASE("a file without a name can be made, written and given one", "[e2e][cal
     CHECK(stat_of(mount / "named").st_nlink == 1);
 }
 
-TEST_CASE("an unlinked file is whole as long as it is open", "[e2e][calls]") {
+TEST_CASE("an unlinked file is whole as long as it is open", "[e2e][calls][inodes.nameless]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const auto of_image = open_file(mount / "folder/file", O_RDWR);
@@ -125,7 +125,8 @@ TEST_CASE("renames without replacing and exchanges are atomic calls of their own
     CHECK((rename2("folder", "y", RENAME_WHITEOUT) == -1 && errno == EINVAL));
 }
 
-TEST_CASE("holes stay holes through seek, fallocate and copy_file_range", "[e2e][calls]") {
+TEST_CASE("holes stay holes through seek, fallocate and copy_file_range",
+          "[e2e][calls][data.fallocate][data.copy-range]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const auto fd = open_file(mount / "sparse", O_RDWR | O_CREAT);
@@ -197,7 +198,7 @@ TEST_CASE("open with O_TRUNC empties the file", "[e2e][calls]") {
     CHECK(read_text(mount / "folder/file") == "abc");
 }
 
-TEST_CASE("the umask applies to what is made", "[e2e][calls]") {
+TEST_CASE("the umask applies to what is made", "[e2e][calls][attributes.umask]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const mode_t before = ::umask(027);
@@ -208,7 +209,7 @@ TEST_CASE("the umask applies to what is made", "[e2e][calls]") {
     CHECK((stat_of(mount / "made").st_mode & 07777) == 0750);
 }
 
-TEST_CASE("set-id bits go when another user writes", "[e2e][calls]") {
+TEST_CASE("set-id bits go when another user writes", "[e2e][calls][data.privileges][attributes.chown]") {
     if (!test::can_mount()) return;
     if (::geteuid() != 0) {
         WARN("SKIPPED: needs root to become another user");
@@ -245,7 +246,7 @@ TEST_CASE("devices, fifos and sockets can be made", "[e2e][calls]") {
     }
 }
 
-TEST_CASE("statvfs tells sizes and the longest name", "[e2e][calls]") {
+TEST_CASE("statvfs tells sizes and the longest name", "[e2e][calls][names.limits]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     struct statvfs usage {};

@@ -100,6 +100,21 @@ class MountHelperTest(StoreTest):
         self.fails("mount -t lamina none $M -o lowerdir=$T/low,image=absent:1", "absent:1")
         self.fails("mount -t lamina none $M -o lowerdir=$T/absent,image=test:1", "absent")
 
+    def test_marks_in_an_image_steer_nothing(self):
+        """[stacks.images]"""
+        marks = {"opaque": b"y", "redirect": b"/secret"}
+        tar = layer(*[entry(f"{prefix}{mark}", "dir", xattrs={f"{prefix}.overlay.{mark}": value})
+                      for prefix in ("user", "trusted") for mark, value in marks.items()])
+        Layout(self.lamina.folder / "marked").add("marked:1", [tar])
+        self.lamina.call("import", f"oci:{self.lamina.folder}/marked")
+        for name in ("useropaque", "trustedopaque", "secret"):
+            (self.lamina.folder / "low" / name).mkdir(parents=True)
+            (self.lamina.folder / "low" / name / "below").touch()
+        result = self.inside("mount -t lamina none $M -o image=marked:1,lowerdir=$T/low; cd $M; "
+                             "ls useropaque trustedopaque userredirect trustedredirect; cd /; umount $M")
+        self.assertEqual(["trustedopaque:", "below", "trustedredirect:", "useropaque:", "below", "userredirect:"],
+                         [line for line in result.stdout.splitlines() if line])
+
     def test_folders_by_the_type_fuse_lamina_are_remounted_too(self):
         for name in ("low", "up", "work"):
             self.lamina.make_folder(name)

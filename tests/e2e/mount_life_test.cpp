@@ -164,7 +164,7 @@ TEST_CASE("SIGTERM under load ends the server, and what was synced stays", "[e2e
     CHECK(read_text(mount / "w0.10") == "x");
 }
 
-TEST_CASE("what is root's in the image is the user's in a mount of his own", "[e2e]") {
+TEST_CASE("what is root's in the image is the user's in a mount of his own", "[e2e][owners.user-mount]") {
     if (!test::can_mount()) return;
     RealMount mount(test::TarBuilder().file("roots", "").file("others", "", {.uid = 4321, .gid = 4322}).tar());
     write_text(mount / "mine", "x");
@@ -205,7 +205,7 @@ TEST_CASE("two clients at once see each its own and the other's files whole", "[
     }
 }
 
-TEST_CASE("no request is lost while the reading threads take turns", "[e2e]") {
+TEST_CASE("no request is lost while the reading threads take turns", "[e2e][reading.turns]") {
     if (!test::can_mount()) return;
     const std::string reader = GENERATE("auto", "plain", "eager");
     CAPTURE(reader);
@@ -281,7 +281,7 @@ TEST_CASE("a server needs no descriptor for each file", "[e2e]") {
     REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
 }
 
-TEST_CASE("a read-only mount refuses every change", "[e2e]") {
+TEST_CASE("a read-only mount refuses every change", "[e2e][ops.read-only]") {
     if (!test::can_mount()) return;
     RealMount mount(small_image(), {.is_read_only = true});
     CHECK(read_text(mount / "link") == "welcome");
@@ -328,7 +328,7 @@ TEST_CASE("a server in the background holds none of its parent's files", "[e2e]"
     CHECK(::getsid(mount.server()) == mount.server());
 }
 
-TEST_CASE("damaged file data is an error of that file alone, and is logged", "[e2e]") {
+TEST_CASE("damaged file data is an error of that file alone, and is logged", "[e2e][errors.one-request]") {
     if (!test::can_mount()) return;
     RealMount mount(test::TarBuilder().file("bad", pattern(200'000, 3)).file("empty", "").tar());
     mount.unmount();

@@ -119,6 +119,7 @@ class CanaryTest(SafetyTest):
         self.inside()
 
     def test_redirects_and_origins_that_lead_outside(self):
+        """[stacks.redirect]"""
         handle = bytes([0, 0xfb, 0x1d, 0, 1]) + bytes(16) + b"12345678"
         for number, value in enumerate((b"../canary", b"/../canary", b"..", b"/", b"", b"a/b", b"/" + b"x" * 4000,
                                         b"\0", os.fsencode(self.canary), b"folder\n")):
@@ -149,7 +150,7 @@ class CanaryTest(SafetyTest):
         self.mount()
 
     def test_links_that_appear_under_the_mount(self):
-        """Layers may not change, but when they do, the server does not leave them either."""
+        """Layers may not change, but when they do, the server does not leave them either. [stacks.places]"""
         (self.lower / "tree/sub").mkdir(parents=True)
         (self.lower / "tree/sub/file").write_text("file")
         (self.upper / "own/sub").mkdir(parents=True)

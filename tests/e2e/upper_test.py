@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 import unittest
@@ -189,6 +190,7 @@ class UpperTest(folders_test.FolderTest):
         self.assertEqual(shown, self.mounted_elsewhere(by_the_kernel), self.seed)
 
     def test_every_change_that_was_answered_is_in_the_upper_at_once_and_when_fusermount3_has_returned(self):
+        """[upper.at-rest]"""
         for number in range(ROUNDS):
             if number % 50 == 0:
                 for name in ("upper", "work"):
@@ -207,6 +209,123 @@ class UpperTest(folders_test.FolderTest):
             run("fusermount3", "-u", self.mnt)
             self.check_upper(files, shown, by_the_kernel=number % 2 == 0)
         self.wait_until_gone()
+
+
+@needs_fuse
+@needs_root
+class FormTest(folders_test.FolderTest):
+    """Which marks are in the upper, and what a mount finds there."""
+
+    def upper(self, name):
+        return self.folder / "upper" / name
+
+    def kernel(self, options="redirect_dir=on,index=on"):
+        lowers = f"{self.folder}/a:{self.folder}/b"
+        run("mount", "-t", "overlay", "overlay", "-o",
+            f"lowerdir={lowers},upperdir={self.folder}/upper,workdir={self.folder}/work,{options}", self.mnt)
+
+    def test_whiteouts_opaque_folders_and_redirects(self):
+        """[upper.whiteouts]"""
+        (self.folder / "b/empty").mkdir()
+        self.fuse(self.writable())
+        (self.mnt / "below").unlink()
+        (self.mnt / "new").write_text("x")
+        (self.mnt / "new").unlink()
+        (self.mnt / "empty").rmdir()
+        (self.mnt / "empty").mkdir()
+        (self.mnt / "fresh").mkdir()
+        (self.mnt / "tree").rename(self.mnt / "fresh/moved")
+        for name in ("below", "tree"):
+            status = os.lstat(self.upper(name))
+            self.assertTrue(stat.S_ISCHR(status.st_mode) and status.st_rdev == 0, name)
+        self.assertFalse(os.path.lexists(self.upper("new")))
+        self.assertEqual(b"y", os.getxattr(self.upper("empty"), "trusted.overlay.opaque"))
+        self.assertNotIn("trusted.overlay.opaque", os.listxattr(self.upper("fresh")))
+        self.assertEqual(b"/tree", os.getxattr(self.upper("fresh/moved"), "trusted.overlay.redirect"))
+
+    def test_a_device_that_would_be_a_whiteout_cannot_be_made(self):
+        """[upper.no-device-0]"""
+        self.fuse(self.writable())
+        with self.assertRaises(PermissionError):
+            os.mknod(self.mnt / "device", stat.S_IFCHR | 0o600, 0)
+        os.mknod(self.mnt / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        self.assertEqual(["device"], os.listdir(self.folder / "upper"))
+
+    def test_what_lies_in_the_work_folder_is_removed_by_the_next_mount(self):
+        """[upper.leftovers], [upper.nameless]"""
+        self.fuse(self.writable())
+        work = self.folder / "work/work"
+        with open(self.mnt / "held", "w", encoding="ascii"):
+            (self.mnt / "held").unlink()
+            self.assertEqual(["#"], [name[0] for name in os.listdir(work)])
+        unnamed = os.open(self.mnt, os.O_TMPFILE | os.O_WRONLY)
+        self.assertIn("#", [name[0] for name in os.listdir(work)])
+        os.close(unnamed)
+        self.unmount()
+        self.wait_until_gone()
+        (work / "#7").mkdir(mode=0)
+        (work / "#7/inside").write_text("x")
+        (work / "#8").write_text("x")
+        self.fuse(self.writable())
+        self.assertEqual([], os.listdir(work))
+
+    def test_a_file_whose_name_looks_like_a_whiteout_is_marked_as_none(self):
+        """[upper.wh]"""
+        self.fuse(self.writable())
+        (self.mnt / ".wh.file").touch()
+        (self.mnt / "x").touch()
+        (self.mnt / "x").rename(self.mnt / ".wh.below")
+        self.unmount()
+        for name in (".wh.file", ".wh.below"):
+            self.assertIn("trusted.overlay.plain", os.listxattr(self.upper(name)))
+        self.fuse(f"lowerdir={self.folder}/upper:a:b")
+        self.assertEqual({".wh.file", ".wh.below", "file", "below", "tree"}, set(os.listdir(self.mnt)))
+
+    def test_attributes_that_steer_a_union_are_kept_under_another_name(self):
+        """[upper.xattrs]"""
+        self.fuse(self.writable())
+        for name in ("trusted.overlay.opaque", "user.overlay.redirect"):
+            os.setxattr(self.mnt / "tree", name, b"y")
+        with self.assertRaises(PermissionError):
+            os.setxattr(self.mnt / "tree", "user.fuseoverlayfs.opaque", b"y")
+        kept = os.listxattr(self.upper("tree"))
+        for name in ("trusted.overlay.overlay.opaque", "user.overlay.overlay.redirect"):
+            self.assertIn(name, kept)
+        self.assertNotIn("trusted.overlay.opaque", kept)
+        self.unmount()
+        self.fuse(self.writable())
+        self.assertEqual({"trusted.overlay.opaque", "user.overlay.redirect"}, set(os.listxattr(self.mnt / "tree")))
+        self.assertEqual(["leaf"], os.listdir(self.mnt / "tree"))
+
+    def test_allocated_room_is_the_uppers(self):
+        """[upper.fallocate]"""
+        self.fuse(self.writable())
+        with open(self.mnt / "new", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 4 << 20)
+        self.assertLessEqual(4 << 20, self.upper("new").stat().st_blocks * 512)
+
+    def test_data_that_an_earlier_mount_left_below_is_brought_up_before_its_file_changes(self):
+        """[upper.metacopy]"""
+        names = ("written", "renamed", "linked")
+        for name in names:
+            (self.folder / "b" / name).write_text("from below")
+        self.kernel("redirect_dir=on,index=on,metacopy=on")
+        for name in names:
+            (self.mnt / name).chmod(0o600)
+        self.unmount()
+        self.assertEqual(["\0" * 10] * 3, [self.upper(name).read_text() for name in names])
+        self.fuse(self.writable())
+        self.assertEqual(["from below"] * 3, [(self.mnt / name).read_text() for name in names])
+        with open(self.mnt / "written", "r+b") as file:
+            file.write(b"FROM")
+        (self.mnt / "renamed").rename(self.mnt / "moved")
+        os.link(self.mnt / "linked", self.mnt / "link")
+        expected = {"written": "FROM below", "moved": "from below", "linked": "from below", "link": "from below"}
+        self.assertEqual(expected, {name: self.upper(name).read_text() for name in expected})
+        self.unmount()
+        self.wait_until_gone()
+        self.kernel()  # Which follows no metacopy here: all is whole.
+        self.assertEqual(expected, {name: (self.mnt / name).read_text() for name in expected})
 
 
 if __name__ == "__main__":

@@ -262,6 +262,8 @@ class PermissionTest(UnionTest):
         yield describe(root, has_times=False)
 
     def test_everyone_may_do_what_he_may_on_the_disk_itself(self):
+        """[attributes.owner], [attributes.umask], [attributes.acl], [attributes.chown],
+        [attributes.chown-nobody], [attributes.late-set-id], [data.privileges]"""
         plain = self.folder / "plain"
         plain.mkdir()
         build(plain)

@@ -403,7 +403,7 @@ TEST_CASE("whatever changes a log claims, the records stay sound, and what is re
     }
 }
 
-TEST_CASE("renaming a folder of the view with 10,000 entries is one record", "[fuse][changes]") {
+TEST_CASE("renaming a folder of the view with 10,000 entries is one record", "[fuse][changes][inodes.records]") {
     SetAt at;
     for (int number = 0; number < 10'000; ++number) at.view.file(kDeep, "entry" + std::to_string(number), "");
     REQUIRE(at.apply(change::Rename{
@@ -423,7 +423,8 @@ TEST_CASE("an error of the view is the answer, and nothing has changed", "[fuse]
     CHECK(at.apply(change::Remove{.parent = kEtc, .name = "motd"}) == 0);
 }
 
-TEST_CASE("with an arena that cannot grow changes end in ENOSPC, and removing makes room again", "[fuse][changes]") {
+TEST_CASE("with an arena that cannot grow changes end in ENOSPC, and removing makes room again",
+          "[fuse][changes][steps.whole][steps.full]") {
     const test::FakeView view;
     const auto arena = *Arena::create(store::UniqueFd(::memfd_create("full", MFD_CLOEXEC | MFD_ALLOW_SEALING)));
     ChangeSet changes(*arena, view);

@@ -74,7 +74,8 @@ TEST_CASE("a listing shows the number that stat shows, also of what was moved, a
     CHECK(at.fs->attributes(folder).value().shown_number() == 5000);
 }
 
-TEST_CASE("a name that stays is listed exactly once while all around it changes", "[fuse][union][list]") {
+TEST_CASE("a name that stays is listed exactly once while all around it changes",
+          "[fuse][union][list][listings.once]") {
     for (unsigned seed = 1; seed <= 60; ++seed) {
         CAPTURE(seed);
         std::mt19937 random(seed);
@@ -127,7 +128,7 @@ TEST_CASE("a listing says numbers and types as stat does, and begins with the fo
     CHECK(list_in_parts(*at.fs, kRootNode, 3, [] {}).at("..").node == kRootNode);
 }
 
-TEST_CASE("a cookie means the same to the next server", "[fuse][union][list]") {
+TEST_CASE("a cookie means the same to the next server", "[fuse][union][list][listings.cookies]") {
     UnionFixture at(folder_of_twenty);
     for (int number = 0; number < 20; ++number) REQUIRE(at.create("/folder/new" + std::to_string(number)));
     CHECK(at.unlink("/folder/new5") == 0);
@@ -150,6 +151,48 @@ TEST_CASE("a cookie means the same to the next server", "[fuse][union][list]") {
         }));
         CHECK(found == here[number + 1].first);
     }
+}
+
+TEST_CASE("names of the view keep their places, and new ones come in the order of their making",
+          "[fuse][union][list][listings.order]") {
+    UnionFixture at(folder_of_twenty);
+    const auto listed = [&] {
+        std::string names;
+        REQUIRE(at.fs->list(at.find("/folder"), 2, [&](const ListedEntry& entry) {
+            names.append(entry.name).append(" ");
+            return true;
+        }));
+        return names;
+    };
+    const std::string before = listed();
+    CHECK(before.starts_with("view0 view1 view2 "));
+    for (const char* const name : {"/folder/z", "/folder/m", "/folder/a", "/over"}) REQUIRE(at.create(name));
+    CHECK(listed() == before + "z m a ");
+    CHECK(at.rename("/over", "/folder/view1") == 0);
+    CHECK(listed() == before + "z m a ");
+    CHECK(at.rename("/folder/a", "/folder/z") == 0);
+    CHECK(listed() == before + "z m ");
+    CHECK(at.unlink("/folder/view1") == 0);
+    REQUIRE(at.create("/folder/view1"));
+    CHECK(listed() == before + "z m ");
+}
+
+TEST_CASE("what is listed is as it was when its part was collected", "[fuse][union][list][listings.parts]") {
+    constexpr int kPart = 256;
+    UnionFixture at;
+    for (int number = 0; number < 2 * kPart; ++number) REQUIRE(at.create("/" + std::to_string(number)));
+    std::set<std::string> seen;
+    REQUIRE(at.fs->list(kRootNode, 0, [&](const ListedEntry& entry) {
+        if (seen.empty()) {  // The first part is collected, the second is not.
+            CHECK(at.unlink("/100") == 0);
+            CHECK(at.unlink("/500") == 0);
+        }
+        seen.emplace(entry.name);
+        return true;
+    }));
+    CHECK(seen.contains("100"));
+    CHECK(!seen.contains("500"));
+    CHECK(seen.contains("499"));
 }
 
 TEST_CASE("a listing goes on behind an entry that was removed", "[fuse][union][list]") {
@@ -187,7 +230,8 @@ TEST_CASE("a cookie from nowhere ends the listing or shows entries, and harms no
     CHECK(UnionFixture::code(at.fs->list(12345, 0, [](const auto&) { return true; })) == ENOENT);
 }
 
-TEST_CASE("a removed folder that is still held lists nothing, and takes no new names", "[fuse][union][list]") {
+TEST_CASE("a removed folder that is still held lists nothing, and takes no new names",
+          "[fuse][union][list][ops.gone][ops.make]") {
     UnionFixture at(folder_of_twenty);
     REQUIRE(at.mkdir("/gone"));
     const NodeId node = (*at.fs->lookup(kRootNode, "gone"))->attributes.node;

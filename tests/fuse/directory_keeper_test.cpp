@@ -75,19 +75,19 @@ TEST_CASE("every script of the union table is answered over an upper directory a
         const auto folders = table_folders(folder);
         test::DirectoryUnion at(folders);
         test::UnionFsTarget target(at);
-        CAPTURE(script.name);
+        CAPTURE(script.name, script.promises);
         CHECK(test::run_script(script, target) == std::vector<std::string>{});
         CHECK(leftovers(folders) == std::vector<std::string>{});
     }
 }
 
 TEST_CASE("after each script the upper shows the same to the next mount and to the kernel's overlayfs",
-          "[fuse][upper][table]") {
+          "[fuse][upper][table][upper.at-rest][upper.numbers][upper.whiteouts]") {
     ::umask(022);
     for (const test::UnionScript& script : test::union_table()) {
         const test::TempDir folder;
         const auto folders = table_folders(folder);
-        CAPTURE(script.name);
+        CAPTURE(script.name, script.promises);
         std::vector<std::string> live;
         std::vector<std::string> live_numbers;
         {
@@ -175,7 +175,7 @@ const std::vector<std::vector<std::string_view>> kKilled = {
 }  // namespace
 
 TEST_CASE("killed at any call the keeper leaves an upper that shows the state before or after the change",
-          "[fuse][upper][kill]") {
+          "[fuse][upper][kill][upper.one-step]") {
     if (!can_mount_overlayfs()) return;
     ::umask(022);
     const auto shown = [](const test::DirectoryFolders& folders) {

@@ -34,7 +34,7 @@ fuse_init_out reply_to(std::uint64_t offered) {
 
 }  // namespace
 
-TEST_CASE("the reply to INIT is the table, byte for byte", "[init_flags]") {
+TEST_CASE("the reply to INIT is the table, byte for byte", "[init_flags][init.reply]") {
     const fuse_init_out reply = reply_to(~std::uint64_t{0});
     unsigned char bytes[64];
     static_assert(sizeof reply == sizeof bytes);
@@ -54,7 +54,7 @@ TEST_CASE("the reply to INIT is the table, byte for byte", "[init_flags]") {
     for (std::size_t at = 36; at < sizeof bytes; ++at) CHECK(bytes[at] == 0);
 }
 
-TEST_CASE("what the kernel does not offer is not agreed on", "[init_flags]") {
+TEST_CASE("what the kernel does not offer is not agreed on", "[init_flags][init.reply]") {
     const fuse_init_out none = reply_to(0);
     CHECK(none.flags == 0);
     CHECK(none.flags2 == 0);

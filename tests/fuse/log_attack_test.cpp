@@ -405,7 +405,8 @@ private:
 
 }  // namespace
 
-TEST_CASE("after a power cut at any step a mount is a prefix with all that was synced", "[log_keeper][crash]") {
+TEST_CASE("after a power cut at any step a mount is a prefix with all that was synced",
+          "[log_keeper][crash][data.whole]") {
     const auto view = test::small_view();
     const auto seed = GENERATE(range(20U, 26U));
     CAPTURE(seed);

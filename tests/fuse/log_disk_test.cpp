@@ -56,7 +56,8 @@ TEST_CASE("on a full file system a write fails, what was there stays, and the mo
     CHECK((test::text_of(reader.state()) == text));
 }
 
-TEST_CASE("after a real power cut a mount is a prefix with all that was synced", "[log_keeper][disk][crash]") {
+TEST_CASE("after a real power cut a mount is a prefix with all that was synced",
+          "[log_keeper][disk][crash][data.whole]") {
     if (!test::LoopDisk::is_possible()) {
         WARN("skipped: needs root and loop devices");
         return;

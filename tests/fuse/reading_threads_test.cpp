@@ -30,7 +30,7 @@ TEST_CASE("requests without a process say nothing about clients", "[reading_thre
     for (unsigned i = 0; i < 10 * ClientWatch::kWindow; ++i) REQUIRE(watch.saw(0) == Verdict::unknown);
 }
 
-TEST_CASE("a window is judged once, and the next begins anew", "[reading_threads]") {
+TEST_CASE("a window is judged once, and the next begins anew", "[reading_threads][reading.turns]") {
     ClientWatch watch;
     for (unsigned i = 1; i < ClientWatch::kWindow; ++i) REQUIRE(watch.saw(i % 2 + 1) == Verdict::unknown);
     CHECK(watch.saw(1) == Verdict::several);

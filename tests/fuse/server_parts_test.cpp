@@ -109,7 +109,7 @@ TEST_CASE("a server is stuck when it answers nothing while a request waits, or w
     CHECK_FALSE(is_found_stuck(true));
 }
 
-TEST_CASE("a server's log is bounded and keeps one line a line", "[server_log]") {
+TEST_CASE("a server's log is bounded and keeps one line a line", "[server_log][errors.log]") {
     const test::TempDir folder;
     ServerLog log(folder / "server.log");
     log.line("first\nline \x1b[31m");
@@ -166,7 +166,7 @@ TEST_CASE("ordinary users share their mounts only where fuse.conf lets them", "[
     CHECK(user_may_allow_others(conf));
 }
 
-TEST_CASE("a thread that waits in a write is told from others", "[waiting_call]") {
+TEST_CASE("a thread that waits in a write is told from others", "[waiting_call][attributes.late-set-id]") {
     std::array<int, 2> pipe{};
     REQUIRE(::pipe2(pipe.data(), O_CLOEXEC) == 0);
     const auto while_waiting = [](auto&& wait, auto&& end) {

@@ -61,7 +61,7 @@ void set_xattr(const std::string& path, const std::string& name, const std::stri
 
 }  // namespace
 
-TEST_CASE("a directory of a layer that becomes a symlink leads nowhere", "[fuse][stack][attack]") {
+TEST_CASE("a directory of a layer that becomes a symlink leads nowhere", "[fuse][stack][attack][stacks.places]") {
     StackFolders stack(2);
     add_secret(stack);
     stack.script("mkdir -p lower0/a/b lower1/a/b; echo inside >lower0/a/b/file; echo low >lower1/a/b/low");
@@ -89,7 +89,8 @@ TEST_CASE("a directory of a layer that becomes a symlink leads nowhere", "[fuse]
     }
 }
 
-TEST_CASE("a file of a layer that becomes another one is never shown as the first", "[fuse][stack][attack]") {
+TEST_CASE("a file of a layer that becomes another one is never shown as the first",
+          "[fuse][stack][attack][stacks.stale]") {
     StackFolders stack(2);
     add_secret(stack);
     for (const std::string change :
@@ -111,7 +112,7 @@ TEST_CASE("a file of a layer that becomes another one is never shown as the firs
 }
 
 TEST_CASE("what was in a directory when it was looked into stays listed, and what is gone is an error",
-          "[fuse][stack][attack]") {
+          "[fuse][stack][attack][stacks.first-look][stacks.stale]") {
     StackFolders stack(1);
     stack.script("mkdir -p lower0/d/e; for i in $(seq 50); do echo $i >lower0/d/$i; done; echo x >lower0/d/e/x");
     const auto view = stack.view();
@@ -127,7 +128,8 @@ TEST_CASE("what was in a directory when it was looked into stays listed, and wha
     CHECK(content(*view, find(*view, "d/9")).starts_with("error"));
 }
 
-TEST_CASE("redirects never leave the layers, and a malformed one is an error", "[fuse][stack][attack]") {
+TEST_CASE("redirects never leave the layers, and a malformed one is an error",
+          "[fuse][stack][attack][stacks.redirect][stacks.malformed]") {
     StackFolders stack(2);
     add_secret(stack);
     stack.script("mkdir -p lower1/low/sub; echo low >lower1/low/file");
@@ -172,7 +174,7 @@ TEST_CASE("redirects never leave the layers, and a malformed one is an error", "
     CHECK(lookup_error(*stack.view(careful), "", "dir") == EPERM);
 }
 
-TEST_CASE("a redirect leads through names of 255 bytes", "[fuse][stack]") {
+TEST_CASE("a redirect leads through names of 255 bytes", "[fuse][stack][stacks.redirect]") {
     StackFolders stack(2);
     const std::string longest(255, 'n');
     stack.script("mkdir -p lower0/dir lower1/" + longest + "/low; echo low >lower1/" + longest + "/low/file");
@@ -195,7 +197,7 @@ TEST_CASE("redirects in circles end", "[fuse][stack][attack]") {
     CHECK(find(*view, "a/a2") != 0);
 }
 
-TEST_CASE("a metacopy shows its bytes or an error, never other bytes", "[fuse][stack][attack]") {
+TEST_CASE("a metacopy shows its bytes or an error, never other bytes", "[fuse][stack][attack][stacks.malformed]") {
     StackFolders stack(2);
     add_secret(stack);
     const auto check = [&](const std::string& make, int error) {
@@ -228,7 +230,8 @@ TEST_CASE("a metacopy shows its bytes or an error, never other bytes", "[fuse][s
     CHECK(lookup_error(*stack.view(careful), "", "file") == EPERM);
 }
 
-TEST_CASE("marks that a file's owner could set do not redirect a privileged mount", "[fuse][stack][attack]") {
+TEST_CASE("marks that a file's owner could set do not redirect a privileged mount",
+          "[fuse][stack][attack][stacks.redirect]") {
     StackFolders stack(2);
     stack.script(R"(
         mkdir lower1/private lower0/mine; echo secret >lower1/private/key; truncate -s 7 lower0/copy
@@ -245,7 +248,8 @@ TEST_CASE("marks that a file's owner could set do not redirect a privileged moun
     CHECK(content(*own, find(*own, "copy")) == "secret\n");
 }
 
-TEST_CASE("malformed origins and link counts are ignored as overlayfs ignores them", "[fuse][stack][attack]") {
+TEST_CASE("malformed origins and link counts are ignored as overlayfs ignores them",
+          "[fuse][stack][attack][stacks.index]") {
     StackFolders stack(1);
     stack.use_upper();
     stack.script("mkdir work/index; echo up >upper/file");

@@ -129,7 +129,7 @@ TEST_CASE("an upper over an image redirects into it, and has its bytes there", "
     CHECK_FALSE(view.upper_place(find(view, "moved/er")).value());
 }
 
-TEST_CASE("marks in an image are data and steer nothing", "[fuse][stack][image]") {
+TEST_CASE("marks in an image are data and steer nothing", "[fuse][stack][image][stacks.images]") {
     test::TarBuilder tar;
     tar.folder("d", {.mode = 0755, .xattrs = {{"trusted.overlay.opaque", "y"}, {"trusted.overlay.redirect", "/e"}}});
     tar.folder("e").file("e/file", "e").file("f", "", {.xattrs = {{"trusted.overlay.metacopy", ""}}});

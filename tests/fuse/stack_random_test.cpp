@@ -40,7 +40,8 @@ int seed_count() {
 
 }  // namespace
 
-TEST_CASE("random lowers and uppers, and uppers become lowers, show what overlayfs shows", "[fuse][stack][random]") {
+TEST_CASE("random lowers and uppers, and uppers become lowers, show what overlayfs shows",
+          "[fuse][stack][random][stacks.merging][stacks.redirect][stacks.index]") {
     if (!KernelOverlay::is_possible()) {
         WARN("SKIPPED: overlayfs cannot be mounted here");
         return;

@@ -95,7 +95,7 @@ private:
 
 }  // namespace
 
-TEST_CASE("500 lowers are merged as overlayfs merges them", "[fuse][stack][large]") {
+TEST_CASE("500 lowers are merged as overlayfs merges them", "[fuse][stack][large][stacks.merging]") {
     if (kernel_is_missing()) return;
     StackFolders stack(500, kQuickFolder);
     for (std::size_t number = 0; number < stack.lowers.size(); ++number) {
@@ -114,7 +114,8 @@ TEST_CASE("500 lowers are merged as overlayfs merges them", "[fuse][stack][large
     CHECK(first_difference(manifest_of(*stack.view()), kernel) == "");
 }
 
-TEST_CASE("100,000 files are walked with 1,024 descriptors, and few are open", "[fuse][stack][large]") {
+TEST_CASE("100,000 files are walked with 1,024 descriptors, and few are open",
+          "[fuse][stack][large][stacks.descriptors]") {
     StackFolders stack(2, kQuickFolder);
     stack.script(R"(
         python3 - <<'EOF'
@@ -180,7 +181,8 @@ TEST_CASE("paths deeper than PATH_MAX are reached", "[fuse][stack][large]") {
         "deeper");
 }
 
-TEST_CASE("lowers on several file systems, also read-only ones, keep their numbers apart", "[fuse][stack]") {
+TEST_CASE("lowers on several file systems, also read-only ones, keep their numbers apart",
+          "[fuse][stack][stacks.numbers]") {
     if (kernel_is_missing()) return;
     StackFolders stack(3);
     const Mounted tmpfs("tmpfs", stack / "lower1", 0, "size=4m");
@@ -209,7 +211,7 @@ TEST_CASE("lowers on several file systems, also read-only ones, keep their numbe
     CHECK(first_difference(manifest_of(*view, {.has_numbers = false}), kernel) == "");
 }
 
-TEST_CASE("what is mounted below a lower is not seen, as with overlayfs", "[fuse][stack]") {
+TEST_CASE("what is mounted below a lower is not seen, as with overlayfs", "[fuse][stack][stacks.places]") {
     StackFolders stack(2);
     stack.script("mkdir -p lower0/point; echo under >lower0/point/file");
     const Mounted tmpfs("tmpfs", stack / "lower0/point", 0, "size=1m");
@@ -230,7 +232,8 @@ TEST_CASE("an overlay mount is a lower like others", "[fuse][stack]") {
     CHECK(content(*view, "a/y") == "1\n");
 }
 
-TEST_CASE("uppers of fuse-overlayfs are shown as it shows them", "[fuse][stack]") {
+TEST_CASE("uppers of fuse-overlayfs are shown as it shows them",
+          "[fuse][stack][stacks.override-stat][stacks.whiteouts]") {
     StackFolders stack(2);
     stack.script(
         "mkdir -p lower0/a/b lower1/a lower0/gone lower0/op; echo 0 >lower0/a/f; echo 1 >lower1/a/g\n"

@@ -74,7 +74,8 @@ std::string listing(const View& view, const std::string& path) {
 
 }  // namespace
 
-TEST_CASE("a stack of folders shows what overlayfs shows of them", "[fuse][stack]") {
+TEST_CASE("a stack of folders shows what overlayfs shows of them",
+          "[fuse][stack][stacks.merging][stacks.whiteouts][stacks.opaque]") {
     if (kernel_is_missing()) return;
     StackFolders stack(3);
     stack.script(R"(
@@ -110,7 +111,8 @@ void change_by_kernel(StackFolders& stack) {
 
 }  // namespace
 
-TEST_CASE("an upper that the kernel changed shows as the kernel shows it", "[fuse][stack]") {
+TEST_CASE("an upper that the kernel changed shows as the kernel shows it",
+          "[fuse][stack][stacks.redirect][stacks.index][stacks.numbers]") {
     if (kernel_is_missing()) return;
     StackFolders stack(2);
     change_by_kernel(stack);
@@ -131,7 +133,8 @@ TEST_CASE("file handles name the file system that they are of", "[fuse][stack]")
     check_same(stack, "redirect_dir=on,metacopy=on,index=on");
 }
 
-TEST_CASE("an upper that a user namespace's overlayfs changed shows as the kernel shows it", "[fuse][stack]") {
+TEST_CASE("an upper that a user namespace's overlayfs changed shows as the kernel shows it",
+          "[fuse][stack][stacks.redirect][stacks.opaque]") {
     if (kernel_is_missing()) return;
     StackFolders stack(2);
     stack.script(R"(
@@ -160,7 +163,8 @@ TEST_CASE("an upper that a user namespace's overlayfs changed shows as the kerne
     CHECK(first_difference(manifest_of(*stack.view(user)), kernel) == "");
 }
 
-TEST_CASE("the marks of AUFS and of fuse-overlayfs hide what is below, and nothing beside", "[fuse][stack]") {
+TEST_CASE("the marks of AUFS and of fuse-overlayfs hide what is below, and nothing beside",
+          "[fuse][stack][stacks.whiteouts][stacks.opaque][stacks.plain]") {
     StackFolders stack(2);
     stack.script(R"(
         cd lower0; mkdir -p a opq fopq; touch a/.wh.gone opq/.wh..wh..opq a/.wh.both; echo here >a/both; echo n >opq/new
@@ -176,7 +180,7 @@ TEST_CASE("the marks of AUFS and of fuse-overlayfs hide what is below, and nothi
     CHECK(listing(*view, "fopq").empty());
 }
 
-TEST_CASE("whiteouts that are attributes count where the directory says so", "[fuse][stack]") {
+TEST_CASE("whiteouts that are attributes count where the directory says so", "[fuse][stack][stacks.whiteouts]") {
     StackFolders stack(2);
     stack.script(R"(
         cd lower0; mkdir x no; touch x/gone x/file no/gone; setfattr -n user.overlay.opaque -v x x
@@ -189,7 +193,8 @@ TEST_CASE("whiteouts that are attributes count where the directory says so", "[f
     CHECK(content(*view, "no/gone").empty());
 }
 
-TEST_CASE("what belongs to the union is hidden from its users, and a nested union's comes through", "[fuse][stack]") {
+TEST_CASE("what belongs to the union is hidden from its users, and a nested union's comes through",
+          "[fuse][stack][stacks.hidden-xattrs]") {
     StackFolders stack(1);
     stack.script(R"(
         cd lower0; echo 1 >f; setfattr -n trusted.overlay.origin -v x f; setfattr -n user.overlay.impure -v y f
@@ -209,7 +214,7 @@ TEST_CASE("what belongs to the union is hidden from its users, and a nested unio
         if (name == "trusted.overlay.origin") CHECK(value == "nested");
 }
 
-TEST_CASE("owners and modes that are kept in an attribute are shown", "[fuse][stack]") {
+TEST_CASE("owners and modes that are kept in an attribute are shown", "[fuse][stack][stacks.override-stat]") {
     StackFolders stack(2);
     stack.script(R"(
         cd lower0; setfattr -n user.containers.override_stat -v 0:0:0755 .

@@ -35,7 +35,7 @@ const std::string kMinimal = acl({{kUserObj, 6}, {kGroupObj, 4}, {kOther, 0}});
 
 }  // namespace
 
-TEST_CASE("without a default ACL the umask applies, and is never stored", "[fuse][union][acl]") {
+TEST_CASE("without a default ACL the umask applies, and is never stored", "[fuse][union][acl][attributes.umask]") {
     UnionFixture at;
     at.caller.umask = 027;
     REQUIRE(at.make("/file", S_IFREG | 0666));
@@ -46,7 +46,7 @@ TEST_CASE("without a default ACL the umask applies, and is never stored", "[fuse
     CHECK(at.stat("/link").mode == (S_IFLNK | 0777));
 }
 
-TEST_CASE("a default ACL decides the new inode's ACL and mode, not the umask", "[fuse][union][acl]") {
+TEST_CASE("a default ACL decides the new inode's ACL and mode, not the umask", "[fuse][union][acl][attributes.umask]") {
     UnionFixture at;
     at.caller.umask = 077;
     REQUIRE(at.mkdir("/shared"));
@@ -63,7 +63,7 @@ TEST_CASE("a default ACL decides the new inode's ACL and mode, not the umask", "
     CHECK(at.fs->xattr_names(at.find("/shared/sub/link"))->empty());
 }
 
-TEST_CASE("a default ACL of the view counts as one that was set", "[fuse][union][acl]") {
+TEST_CASE("a default ACL of the view counts as one that was set", "[fuse][union][acl][attributes.umask]") {
     UnionFixture at([](test::FakeView& view) {
         view.node(view.directory(kRootNode, "shared")).xattrs[std::string(kDefaultAclXattr)] = kMinimal;
     });
@@ -74,7 +74,7 @@ TEST_CASE("a default ACL of the view counts as one that was set", "[fuse][union]
     CHECK(at.stat("/shared/second").mode == (S_IFREG | 0600));
 }
 
-TEST_CASE("an access ACL sets the mode, and chmod sets the ACL's mask", "[fuse][union][acl]") {
+TEST_CASE("an access ACL sets the mode, and chmod sets the ACL's mask", "[fuse][union][acl][attributes.acl]") {
     UnionFixture at;
     REQUIRE(at.create("/file"));
     const NodeId node = at.find("/file");
@@ -86,7 +86,7 @@ TEST_CASE("an access ACL sets the mode, and chmod sets the ACL's mask", "[fuse][
     CHECK(at.stat("/file").mode == (S_IFREG | 0644));
 }
 
-TEST_CASE("an ACL that says no more than the mode is not stored", "[fuse][union][acl]") {
+TEST_CASE("an ACL that says no more than the mode is not stored", "[fuse][union][acl][attributes.acl]") {
     UnionFixture at;
     REQUIRE(at.create("/file"));
     const NodeId node = at.find("/file");
@@ -104,7 +104,7 @@ TEST_CASE("setting an ACL drops the set-gid bit when asked", "[fuse][union][acl]
     CHECK(at.stat("/file").mode == (S_IFREG | 0770));
 }
 
-TEST_CASE("ACLs where none can be, and bytes that are none, are refused", "[fuse][union][acl]") {
+TEST_CASE("ACLs where none can be, and bytes that are none, are refused", "[fuse][union][acl][ops.xattrs]") {
     UnionFixture at;
     REQUIRE(at.create("/file"));
     REQUIRE(at.make("/link", S_IFLNK | 0777, "x"));
@@ -147,7 +147,8 @@ TEST_CASE("an ACL cut at any byte, or with any byte changed, never harms", "[fus
     SUCCEED();
 }
 
-TEST_CASE("new inodes take group and set-gid from a set-gid folder as local file systems do", "[fuse][union][acl]") {
+TEST_CASE("new inodes take group and set-gid from a set-gid folder as local file systems do",
+          "[fuse][union][acl][attributes.owner]") {
     UnionFixture at;
     REQUIRE(at.mkdir("/shared"));
     REQUIRE(at.fs->set_attributes(at.find("/shared"), {.gid = 50}));
@@ -168,7 +169,8 @@ TEST_CASE("new inodes take group and set-gid from a set-gid folder as local file
     CHECK(at.stat("/plain").mode == (S_IFREG | 02755));
 }
 
-TEST_CASE("xattrs keep to the limits of the system calls", "[fuse][union][xattr]") {
+TEST_CASE("xattrs keep to the limits of the system calls",
+          "[fuse][union][xattr][attributes.xattr-limits][ops.xattrs]") {
     UnionFixture at;
     REQUIRE(at.create("/file"));
     const NodeId node = at.find("/file");

@@ -32,7 +32,7 @@ std::size_t extent_count(const UnionFixture& at) {
 
 }  // namespace
 
-TEST_CASE("the first write to a large file of the view copies and reads nothing", "[fuse][union][data]") {
+TEST_CASE("the first write to a large file of the view copies and reads nothing", "[fuse][union][data][data.no-copy]") {
     UnionFixture at(huge_file);
     REQUIRE(at.write("/huge", 4096, std::string(4096, 'n')));
     CHECK(at.view.reads() == 0);
@@ -42,7 +42,7 @@ TEST_CASE("the first write to a large file of the view copies and reads nothing"
     CHECK(at.read_node(at.find("/huge"), 8190, 4) == "nnvv");
 }
 
-TEST_CASE("appends that follow each other stay one extent", "[fuse][union][data]") {
+TEST_CASE("appends that follow each other stay one extent", "[fuse][union][data][data.in-place][inodes.blocks]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new"));
     for (int count = 0; count < 100; ++count) REQUIRE(at.write("/new", 10U * count, "0123456789"));
@@ -51,7 +51,7 @@ TEST_CASE("appends that follow each other stay one extent", "[fuse][union][data]
     CHECK(at.stat("/new").allocated_bytes == 1024);
 }
 
-TEST_CASE("bytes are written over in place only where the keeper allows it", "[fuse][union][data]") {
+TEST_CASE("bytes are written over in place only where the keeper allows it", "[fuse][union][data][data.in-place]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "0123456789"));
     REQUIRE(at.write("/new", 2, "ab"));
@@ -65,7 +65,8 @@ TEST_CASE("bytes are written over in place only where the keeper allows it", "[f
     CHECK(at.keeper.live_bytes() == 10);
 }
 
-TEST_CASE("when a sync takes the permission to write over back, a new place is taken", "[fuse][union][data]") {
+TEST_CASE("when a sync takes the permission to write over back, a new place is taken",
+          "[fuse][union][data][data.in-place]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "0123456789"));
     at.keeper.denies_overwrites = true;
@@ -74,7 +75,8 @@ TEST_CASE("when a sync takes the permission to write over back, a new place is t
     CHECK(at.keeper.live_bytes() == 10);
 }
 
-TEST_CASE("a truncate hides the view's bytes for ever and frees what was written", "[fuse][union][data]") {
+TEST_CASE("a truncate hides the view's bytes for ever and frees what was written",
+          "[fuse][union][data][data.truncate]") {
     UnionFixture at(one_file);
     REQUIRE(at.write("/file", 400, std::string(200, 'n')));
     CHECK(at.truncate("/file", 500) == 0);
@@ -87,7 +89,7 @@ TEST_CASE("a truncate hides the view's bytes for ever and frees what was written
     CHECK(at.read("/file") == std::string(3, '\0'));
 }
 
-TEST_CASE("a read that is under way sees no space that was used again", "[fuse][union][data]") {
+TEST_CASE("a read that is under way sees no space that was used again", "[fuse][union][data][data.one-moment]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "old bytes"));
     bool is_first = true;
@@ -100,7 +102,7 @@ TEST_CASE("a read that is under way sees no space that was used again", "[fuse][
     CHECK(at.read("/new").empty());
 }
 
-TEST_CASE("space is released only when the keeper has the change that freed it", "[fuse][union][data]") {
+TEST_CASE("space is released only when the keeper has the change that freed it", "[fuse][union][data][steps.space]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "bytes"));
     const std::size_t log_size = at.keeper.log.size();
@@ -108,7 +110,8 @@ TEST_CASE("space is released only when the keeper has the change that freed it",
     CHECK(at.keeper.log_size_at_release == log_size + 1);
 }
 
-TEST_CASE("the space of a removed file is released when the kernel forgets it", "[fuse][union][data]") {
+TEST_CASE("the space of a removed file is released when the kernel forgets it",
+          "[fuse][union][data][inodes.nameless][ops.gone]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "bytes"));
     const NodeId node = (*at.fs->lookup(kRootNode, "new"))->attributes.node;
@@ -120,7 +123,7 @@ TEST_CASE("the space of a removed file is released when the kernel forgets it", 
     CHECK(UnionFixture::code(at.fs->attributes(node)) == ENOENT);
 }
 
-TEST_CASE("a write that has no room changes nothing and says why", "[fuse][union][data]") {
+TEST_CASE("a write that has no room changes nothing and says why", "[fuse][union][data][steps.whole]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "bytes"));
     const auto before = at.stat("/new");
@@ -139,7 +142,7 @@ TEST_CASE("a write that has no room changes nothing and says why", "[fuse][union
     CHECK(at.names("/") == std::set<std::string>{"file", "new"});
 }
 
-TEST_CASE("a write that finds no room half-way says how much it wrote", "[fuse][union][data]") {
+TEST_CASE("a write that finds no room half-way says how much it wrote", "[fuse][union][data][steps.full]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "0123456789"));
     at.keeper.capacity_bytes = at.keeper.usage().extent_bytes + 5;
@@ -152,7 +155,7 @@ TEST_CASE("a write that finds no room half-way says how much it wrote", "[fuse][
     CHECK(at.read("/new") == "01234567abcd");
 }
 
-TEST_CASE("files end at 2^63 - 1 bytes", "[fuse][union][data]") {
+TEST_CASE("files end at 2^63 - 1 bytes", "[fuse][union][data][data.end]") {
     UnionFixture at(one_file);
     const std::uint64_t last = 0x7fffffffffffffff;
     CHECK(UnionFixture::code(at.write("/file", last, "x")) == EFBIG);
@@ -167,7 +170,7 @@ TEST_CASE("files end at 2^63 - 1 bytes", "[fuse][union][data]") {
     CHECK(at.read("/file") == std::string(10, 'v'));
 }
 
-TEST_CASE("holes are found by seeking, over the view's bytes and behind them", "[fuse][union][data]") {
+TEST_CASE("holes are found by seeking, over the view's bytes and behind them", "[fuse][union][data][ops.data]") {
     UnionFixture at(one_file);
     const NodeId node = at.find("/file");
     CHECK(*at.fs->seek(node, 0, true) == 0);
@@ -186,7 +189,8 @@ TEST_CASE("holes are found by seeking, over the view's bytes and behind them", "
     CHECK(UnionFixture::code(at.fs->seek(node, 2003, true)) == ENXIO);
 }
 
-TEST_CASE("fallocate answers other modes, other inodes and too much with their errors", "[fuse][union][data]") {
+TEST_CASE("fallocate answers other modes, other inodes and too much with their errors",
+          "[fuse][union][data][data.fallocate]") {
     UnionFixture at(one_file);
     const NodeId node = at.find("/file");
     CHECK(UnionFixture::code(at.fs->allocate(node, FALLOC_FL_COLLAPSE_RANGE, 0, 10)) == EOPNOTSUPP);
@@ -198,7 +202,7 @@ TEST_CASE("fallocate answers other modes, other inodes and too much with their e
     CHECK(at.stat("/file").size_bytes == 1000);
 }
 
-TEST_CASE("a range is copied between files, and not onto itself", "[fuse][union][data]") {
+TEST_CASE("a range is copied between files, and not onto itself", "[fuse][union][data][data.copy-range]") {
     UnionFixture at(one_file);
     REQUIRE(at.create("/new", "0123456789"));
     const NodeId file = at.find("/file");
@@ -212,7 +216,8 @@ TEST_CASE("a range is copied between files, and not onto itself", "[fuse][union]
     CHECK(*at.fs->copy_range({copy, 0, copy, 1008, 1008}) == 1008);
 }
 
-TEST_CASE("a write drops file capabilities always and set-id bits when asked", "[fuse][union][data]") {
+TEST_CASE("a write drops file capabilities always and set-id bits when asked",
+          "[fuse][union][data][data.privileges][attributes.chown][attributes.xattrs-kept]") {
     UnionFixture at([](test::FakeView& view) {
         const NodeId node = view.file(kRootNode, "tool", "binary", 06755);
         view.node(node).xattrs = {{"security.capability", "caps"}, {"user.kept", "1"}};
@@ -228,9 +233,12 @@ TEST_CASE("a write drops file capabilities always and set-id bits when asked", "
     CHECK(at.chmod("/tool", 06644) == 0);
     REQUIRE(at.fs->set_attributes(node, {.uid = 5}));
     CHECK(at.stat("/tool").mode == (S_IFREG | 02644));  // Set-gid without group execution means locking, and stays.
+    REQUIRE(at.fs->set_xattr(node, "security.capability", "caps", 0));
+    REQUIRE(at.fs->set_attributes(node, {.gid = 5}));
+    CHECK(UnionFixture::code(at.fs->xattr(node, "security.capability")) == ENODATA);
 }
 
-TEST_CASE("a mapping's pages drop neither file capabilities nor set-id bits", "[fuse][union][data]") {
+TEST_CASE("a mapping's pages drop neither file capabilities nor set-id bits", "[fuse][union][data][data.mapping]") {
     UnionFixture at([](test::FakeView& view) {
         const NodeId node = view.file(kRootNode, "tool", "binary", 06755);
         view.node(node).xattrs = {{"security.capability", "caps"}};

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <functional>
 #include <map>
 #include <set>
@@ -25,6 +26,7 @@ public:
     std::string run(const Words& words) override {
         if (words[0] == "open") return open(words);
         if (words[0][0] == 'h' && words[0] != "hole") return handle(words);
+        if (words[0] == "look" || words[0] == "moved") return times(words);
         if (words[0] == "close") return handle(words);
         if (const int error = missing_parent(words[1])) return errno_name(error);
         const std::vector<std::function<std::string(const Words&)>> tries = {
@@ -89,20 +91,54 @@ private:
         if (words[0] == "truncate") return errno_name(at_.truncate(words[1], number(2)));
         if (words[0] == "chmod")
             return errno_name(at_.chmod(words[1], static_cast<std::uint32_t>(std::stoul(words[2], nullptr, 8))));
+        if (words[0] == "chown") {
+            if (words.size() > 2) return answer(at_.fs->set_attributes(node, owner_of_nobody()));
+            const unionfs::Attributes found = at_.stat(words[1]);
+            return answer(at_.fs->set_attributes(node, {.uid = found.uid, .gid = found.gid}));
+        }
         if (words[0] == "grow") return answer(at_.fs->allocate(node, 0, 0, number(2)));
         if (words[0] == "punch")
             return answer(at_.fs->allocate(node, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, number(2), number(3)));
         if (words[0] == "zero") return answer(at_.fs->allocate(node, FALLOC_FL_ZERO_RANGE, number(2), number(3)));
         return kNotMine;
     }
+    /// What the server makes of a chown of neither owner.
+    static unionfs::AttributeChange owner_of_nobody() {
+        timespec now{};
+        ::clock_gettime(CLOCK_REALTIME, &now);
+        return {
+            .ctime = unionfs::Timestamp{.seconds = now.tv_sec, .nanoseconds = static_cast<std::uint32_t>(now.tv_nsec)},
+            .clears_privileges = true};
+    }
+    std::string times(const Words& words) {
+        const unionfs::Attributes found = at_.stat(words[1]);
+        const ShownTimes shown{.mtime = found.mtime, .ctime = found.ctime};
+        if (words[0] == "moved") return shown.moved_since(looks_.at(words[2]));
+        looks_[words[2]] = shown;
+        wait_for_tick();
+        return "ok";
+    }
+    std::string absent(const std::string& path) {
+        const auto place = at_.place(path);
+        const auto entry = at_.fs->lookup(place.parent, place.name);
+        return entry ? "ENOENT" : answer(entry);
+    }
+    std::string seek(unionfs::NodeId node, const Words& words) {
+        const auto found = at_.fs->seek(node, std::stoull(words[2]), words[0] == "data");
+        return found ? std::to_string(*found) : answer(found);
+    }
     std::string show(const Words& words) {
         const unionfs::NodeId node = at_.find(words[1]);
         if (words[0] == "list") return joined(at_.names(words[1]));
-        if (node == 0) return "ENOENT";
+        if (node == 0) return absent(words[1]);
+        if (words[0] == "hole" || words[0] == "data") return seek(node, words);
         const unionfs::Attributes found = at_.stat(words[1]);
         char octal[16];
         std::snprintf(octal, sizeof octal, "%o", found.mode & 07777);
-        if (words[0] == "read") return shown(at_.read(words[1]));
+        if (words[0] == "read") {
+            const auto possible = at_.fs->read(node, 0, {});
+            return possible ? shown(at_.read(words[1])) : answer(possible);
+        }
         if (words[0] == "readlink") return *at_.fs->link_target(node);
         if (words[0] == "mode") return octal;
         if (words[0] == "nlink") return std::to_string(found.nlink);
@@ -149,6 +185,7 @@ private:
 
     UnionPaths& at_;
     std::map<std::string, unionfs::NodeId> open_;
+    std::map<std::string, ShownTimes> looks_;
 };
 
 }  // namespace lamina::test

@@ -52,7 +52,8 @@ TEST_CASE("a write into a file of the view leaves the rest of it to the view", "
     CHECK(at.find("/etc/motd") < kFirstNewNode);
 }
 
-TEST_CASE("a removed name of the view is gone, and can be made again as something new", "[fuse][union]") {
+TEST_CASE("a removed name of the view is gone, and can be made again as something new",
+          "[fuse][union][inodes.replaced]") {
     UnionFixture at(small_image);
     CHECK(at.unlink("/etc/motd") == 0);
     CHECK(at.find("/etc/motd") == 0);
@@ -62,7 +63,8 @@ TEST_CASE("a removed name of the view is gone, and can be made again as somethin
     CHECK(at.names("/etc").size() == 3);
 }
 
-TEST_CASE("a folder of the view that was removed and made again shows nothing of below", "[fuse][union]") {
+TEST_CASE("a folder of the view that was removed and made again shows nothing of below",
+          "[fuse][union][inodes.opaque][inodes.replaced]") {
     UnionFixture at(small_image);
     CHECK(at.rmdir("/etc") == ENOTEMPTY);
     for (const char* name : {"/etc/motd", "/etc/hosts", "/etc/hosts.old"}) CHECK(at.unlink(name) == 0);
@@ -73,7 +75,8 @@ TEST_CASE("a folder of the view that was removed and made again shows nothing of
     CHECK(at.find("/etc") >= kFirstNewNode);
 }
 
-TEST_CASE("the other name of a hard link keeps the inode, its number and its bytes", "[fuse][union]") {
+TEST_CASE("the other name of a hard link keeps the inode, its number and its bytes",
+          "[fuse][union][inodes.stay][inodes.links]") {
     UnionFixture at(small_image);
     const NodeId node = at.find("/etc/hosts");
     REQUIRE(at.write("/etc/hosts.old", 0, "999"));
@@ -85,7 +88,7 @@ TEST_CASE("the other name of a hard link keeps the inode, its number and its byt
     CHECK(at.stat("/third").nlink == 2);
 }
 
-TEST_CASE("a read-only union refuses every change and still reads", "[fuse][union]") {
+TEST_CASE("a read-only union refuses every change and still reads", "[fuse][union][ops.read-only]") {
     UnionFixture at(small_image);
     UnionFs read_only(at.view, *at.changes, nullptr);
     CHECK(UnionFixture::code(read_only.make(kRootNode, "x", {.mode = S_IFREG | 0644}, {})) == EROFS);

@@ -391,7 +391,7 @@ private:
 }  // namespace
 
 TEST_CASE("random programs do to the union what they do to a plain model, before and after a remount",
-          "[fuse][union][random]") {
+          "[fuse][union][random][inodes.stay][inodes.links][data.sources][data.truncate]") {
     const char* const wanted = std::getenv("LAMINA_RANDOM_PROGRAMS");
     const unsigned programs = wanted ? static_cast<unsigned>(std::atoi(wanted)) : 500;
     const char* const first = std::getenv("LAMINA_RANDOM_SEED");

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "fuse/node.h"
+
 #include <map>
 #include <string>
 #include <string_view>
@@ -16,19 +18,23 @@ namespace lamina::test {
 ///     unlink P           rmdir P         rename OLD P        rename OLD P exchange|noreplace
 ///     write P OFFSET TEXT                append P TEXT       truncate P SIZE
 ///     punch P OFFSET SIZE                zero P OFFSET SIZE  grow P SIZE (fallocate)
-///     chmod P MODE       setxattr P NAME VALUE [create|replace]  removexattr P NAME
+///     chmod P MODE       chown P (to its owner)              chown P nobody (changes neither owner)
+///     setxattr P NAME VALUE [create|replace]                 removexattr P NAME
 ///     read P             -> content, with each NUL as a dot  readlink P
 ///     list P             -> names, sorted                    getxattr P NAME   xattrs P -> names, sorted
 ///     type P             -> dir, file, link, fifo            mode P -> octal   nlink P   size P
 ///     same P Q           -> yes or no: one inode             hole P OFFSET, data P OFFSET -> SEEK_HOLE, SEEK_DATA
 ///     open P H           holds the inode                     hread H, hwrite H OFFSET TEXT, hnlink H, close H
+///     look P H           remembers P's times                 moved P H -> those of mtime and ctime that are others now
 struct UnionStep {
     std::string_view command;
     std::string_view expected;
 };
 
+/// `promises`: those of fuse/SEMANTICS.md that would be broken if an answer was another one, as "[data.sources]".
 struct UnionScript {
     std::string_view name;
+    std::string_view promises;
     std::vector<UnionStep> steps;
 };
 
@@ -48,6 +54,15 @@ public:
 std::vector<std::string> run_script(const UnionScript& script, UnionTarget& target);
 UnionTarget::Words words_of(std::string_view command);
 std::string errno_name(int error_number);  ///< "ENOENT"; 0: "ok".
+/// Waits until a file system that stamps by the kernel's ticks has another time than now.
+void wait_for_tick();
+
+/// For look and moved.
+struct ShownTimes {
+    unionfs::Timestamp mtime;
+    unionfs::Timestamp ctime;
+    std::string moved_since(const ShownTimes& before) const;
+};
 
 /// System calls below a folder: a plain one, or a mount.
 class FolderTarget final : public UnionTarget {
@@ -72,9 +87,11 @@ private:
     std::string xattr(const Words& words);
     std::string seek(const Words& words);
     std::string handle(const Words& words);
+    std::string times(const Words& words);
 
     std::string folder_;
     std::map<std::string, int> open_;
+    std::map<std::string, ShownTimes> looks_;
 };
 
 }  // namespace lamina::test

@@ -84,7 +84,8 @@ const std::map<std::string, FolderTarget::Command>& FolderTarget::commands() {
         {"nlink", &FolderTarget::stat},     {"size", &FolderTarget::stat},         {"same", &FolderTarget::stat},
         {"hole", &FolderTarget::seek},      {"data", &FolderTarget::seek},         {"open", &FolderTarget::handle},
         {"close", &FolderTarget::handle},   {"hread", &FolderTarget::handle},      {"hwrite", &FolderTarget::handle},
-        {"hnlink", &FolderTarget::handle},
+        {"hnlink", &FolderTarget::handle},  {"chown", &FolderTarget::change},      {"look", &FolderTarget::times},
+        {"moved", &FolderTarget::times},
     };
     return commands;
 }
@@ -131,6 +132,13 @@ std::string FolderTarget::allocate(const Words& words) {
 std::string FolderTarget::change(const Words& words) {
     const std::string at = path(words[1]);
     if (words[0] == "truncate") return answer(::truncate(at.c_str(), std::stol(words[2])));
+    if (words[0] == "chown") {
+        struct stat status {};
+        if (::lstat(at.c_str(), &status) != 0) return answer(-1);
+        const bool changes_owner = words.size() < 3;
+        return answer(::lchown(at.c_str(), changes_owner ? status.st_uid : static_cast<uid_t>(-1),
+                               changes_owner ? status.st_gid : static_cast<gid_t>(-1)));
+    }
     return answer(::chmod(at.c_str(), static_cast<mode_t>(std::stoul(words[2], nullptr, 8))));
 }
 
@@ -199,6 +207,19 @@ std::string FolderTarget::seek(const Words& words) {
     const Fd file(path(words[1]), O_RDONLY);
     if (file.get() < 0) return answer(-1);
     return count_answer(::lseek(file.get(), std::stol(words[2]), words[0] == "hole" ? SEEK_HOLE : SEEK_DATA));
+}
+
+std::string FolderTarget::times(const Words& words) {
+    struct stat status {};
+    if (::lstat(path(words[1]).c_str(), &status) != 0) return answer(-1);
+    const auto time = [](const timespec& from) {
+        return unionfs::Timestamp{.seconds = from.tv_sec, .nanoseconds = static_cast<std::uint32_t>(from.tv_nsec)};
+    };
+    const ShownTimes shown{.mtime = time(status.st_mtim), .ctime = time(status.st_ctim)};
+    if (words[0] == "moved") return shown.moved_since(looks_.at(words[2]));
+    looks_[words[2]] = shown;
+    wait_for_tick();
+    return "ok";
 }
 
 std::string FolderTarget::handle(const Words& words) {

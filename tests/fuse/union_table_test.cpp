@@ -41,7 +41,7 @@ TEST_CASE("every script of the union table is answered without a mount as the ta
     for (const test::UnionScript& script : test::union_table()) {
         test::UnionFixture fixture(build_lower);
         test::UnionFsTarget target(fixture);
-        CAPTURE(script.name);
+        CAPTURE(script.name, script.promises);
         CHECK(test::run_script(script, target) == std::vector<std::string>{});
     }
 }
@@ -52,7 +52,7 @@ TEST_CASE("every script of the union table is what a local file system answers",
         const test::TempDir folder;
         test::FolderTarget target(folder.path());
         for (const std::string_view command : test::union_lower()) REQUIRE(target.run(test::words_of(command)) == "ok");
-        CAPTURE(script.name);
+        CAPTURE(script.name, script.promises);
         CHECK(test::run_script(script, target) == std::vector<std::string>{});
     }
 }

@@ -225,7 +225,7 @@ private:
 }  // namespace
 
 TEST_CASE("random programs do to a union over an upper directory what they do to a plain folder, mount after mount",
-          "[fuse][upper][random]") {
+          "[fuse][upper][random][upper.unseen-copies][inodes.stay]") {
     ::umask(022);
     const bool has_kernel = test::KernelOverlay::is_possible();
     if (!has_kernel) WARN("SKIPPED: comparing with the kernel's overlayfs, which cannot be mounted here");
@@ -245,7 +245,7 @@ TEST_CASE("random programs do to a union over an upper directory what they do to
     }
 }
 
-TEST_CASE("the union and the kernel's overlayfs take turns on one upper", "[fuse][upper][random]") {
+TEST_CASE("the union and the kernel's overlayfs take turns on one upper", "[fuse][upper][random][upper.at-rest]") {
     ::umask(022);
     if (!test::KernelOverlay::is_possible()) {
         WARN("SKIPPED: the kernel's overlayfs cannot be mounted here");

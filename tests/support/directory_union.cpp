@@ -37,8 +37,7 @@ DirectoryUnion::DirectoryUnion(const DirectoryFolders& folders, const Options& g
     keeper = std::make_unique<unionfs::DirectoryKeeper>(
         *view, *changes,
         unionfs::DirectoryKeeper::Folders{open_folder(folders.upper, O_RDONLY), open_folder(folders.work, O_PATH)},
-        unionfs::DirectoryKeeper::Options{.is_volatile = given.is_volatile,
-                                          .makes_metacopy = folders.makes_metacopy});
+        unionfs::DirectoryKeeper::Options{.is_volatile = given.is_volatile, .makes_metacopy = folders.makes_metacopy});
     fs = std::make_unique<unionfs::UnionFs>(*view, *changes, keeper.get());
 }
 

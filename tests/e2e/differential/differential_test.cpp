@@ -202,7 +202,8 @@ TEST_CASE("a program as text is the same program", "[differential]") {
     CHECK_THROWS(parse_program("2 open"));
 }
 
-TEST_CASE("random programs are answered by a mount of an image as by ext4", "[e2e][differential][image]") {
+TEST_CASE("random programs are answered by a mount of an image as by ext4",
+          "[e2e][differential][image][attributes.times][attributes.atime]") {
     if (!can_compare()) return;
     run_all([](const std::vector<Program>& programs, const std::string&) { return make_image_side(programs); },
             kImagePrograms);

@@ -1,16 +1,13 @@
 #include "e2e/differential/sides.h"
 
 #include "e2e/differential/lower.h"
-#include "store/file.h"
+#include "support/folder_mount.h"
 #include "support/real_mount.h"
-#include "support/temp_dir.h"
 
 #include <sys/mount.h>
 #include <system_error>
 
 #include <cerrno>
-#include <cstdlib>
-#include <stdexcept>
 
 namespace lamina::test::differential {
 namespace {
@@ -36,58 +33,31 @@ private:
 
 class FolderSide : public Side {
 public:
-    FolderSide(const std::vector<Program>& programs, const std::string& disk, unsigned layer_count) : folder_(disk) {
-        for (const char* const name : {"/upper", "/work", "/mnt"}) store::make_folder(folder_.path() + name);
-        for (unsigned layer = 0; layer < layer_count; ++layer) {
-            const std::string path = folder_ / "layer" + std::to_string(layer);
-            store::make_folder(path);
-            lowers_ += (layer == 0 ? "" : ":") + path;
-        }
+    FolderSide(const std::vector<Program>& programs, const std::string& disk, unsigned layer_count)
+        : mount_(layer_count, disk) {
         for (std::size_t i = 0; i < programs.size(); ++i) {
             const auto layers = split_lower(programs[i].lower, layer_count, programs[i].seed);
             for (unsigned layer = 0; layer < layer_count; ++layer)
-                if (!layers[layer].empty())
-                    write_folder(layers[layer], folder_ / "layer" + std::to_string(layer) + "/" + program_folder(i));
+                if (!layers[layer].empty()) write_folder(layers[layer], mount_.layer(layer) + "/" + program_folder(i));
         }
-        start();
+        mount_.start();
     }
-    ~FolderSide() override { ::umount2(folder().c_str(), MNT_DETACH); }
-    std::string folder() const override { return folder_ / "mnt"; }
+    std::string folder() const override { return mount_.mountpoint(); }
     bool has_change_times() const override { return false; }
     void remount() override {
-        stop();
-        start();
+        mount_.stop();
+        mount_.start();
     }
     std::string other_view() override {
-        stop();
-        const std::string options = this->options() + ",redirect_dir=on,index=on";
+        mount_.stop();
+        const std::string options = mount_.options() + ",redirect_dir=on,index=on";
         if (::mount("overlay", folder().c_str(), "overlay", MS_NOATIME, options.c_str()) != 0)
             throw std::system_error(errno, std::generic_category(), "overlayfs refuses the upper");
         return folder();
     }
 
 private:
-    std::string options() const {
-        return "lowerdir=" + lowers_ + ",upperdir=" + (folder_ / "upper") + ",workdir=" + (folder_ / "work");
-    }
-    /// The server of the mount before may still wait for its disk, on a machine that is busy longer than it waits.
-    void start() {
-        const char* const given = std::getenv("LAMINA_FUSE");
-        constexpr int kTries = 30;
-        for (int tries = 1;; ++tries) {
-            const auto ran =
-                run_program({given ? given : LAMINA_FUSE_PROGRAM, "-o", options() + ",dev,suid", folder_ / "mnt"});
-            if (ran.exit_code == 0) return;
-            if (tries == kTries || ran.output.find("in use by another mount") == std::string::npos)
-                throw std::runtime_error("lamina-fuse: " + ran.output);
-        }
-    }
-    void stop() {
-        if (::umount2(folder().c_str(), 0) != 0) throw std::system_error(errno, std::generic_category(), "umount");
-    }
-
-    TempDir folder_;
-    std::string lowers_;
+    FolderMount mount_;
 };
 
 }  // namespace
