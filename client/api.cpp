@@ -45,21 +45,26 @@ bool is_of_type(const json::value& given, const json::value& wanted) {
     return std::ranges::all_of(given.get_array(), [](const json::value& item) { return item.is_string(); });
 }
 
+json::object merged_object(const json::object& given, const json::object& defaults) {
+    json::object merged = defaults;
+    for (const auto& member : given) {
+        json::value* const known = merged.if_contains(member.key());
+        const std::string name(member.key());
+        if (!known) usage("the request has an unknown member \"" + name + "\"");
+        if (!is_of_type(member.value(), *known)) usage("the request's member \"" + name + "\" has the wrong type");
+        *known = known->is_object() ? json::value(merged_object(member.value().as_object(), known->as_object()))
+                                    : member.value();
+    }
+    return merged;
+}
+
 }  // namespace
 
 json::value merged_request(std::string_view text, const json::value& defaults) {
     json::error_code error;
     const json::value given = json::parse(text.empty() ? std::string_view("{}") : text, error);
     if (error || !given.is_object()) usage("the request's body is not a JSON object");
-    json::object merged = defaults.as_object();
-    for (const auto& member : given.as_object()) {
-        json::value* const known = merged.if_contains(member.key());
-        const std::string name(member.key());
-        if (!known) usage("the request has an unknown member \"" + name + "\"");
-        if (!is_of_type(member.value(), *known)) usage("the request's member \"" + name + "\" has the wrong type");
-        *known = member.value();
-    }
-    return merged;
+    return merged_object(given.as_object(), defaults.as_object());
 }
 
 json::value parse_reply_value(std::string_view text) {

@@ -46,8 +46,10 @@ struct Progress {
     std::string item;
     std::uint64_t done_bytes = 0;
     std::uint64_t total_bytes = 0;  ///< 0: not known.
+    std::uint64_t item_done_bytes = 0;
+    std::uint64_t item_total_bytes = 0;  ///< 0: not known, or not told.
 };
-BOOST_DESCRIBE_STRUCT(Progress, (), (phase, item, done_bytes, total_bytes))
+BOOST_DESCRIBE_STRUCT(Progress, (), (phase, item, done_bytes, total_bytes, item_done_bytes, item_total_bytes))
 
 struct Image {
     std::vector<std::string> names;
@@ -62,10 +64,11 @@ struct Image {
     bool pinned = false;
     std::uint64_t logical_bytes = 0;
     std::uint64_t inode_count = 0;
+    bool lazy = false;  ///< Layers are missing, and come from the registry when they are read.
 };
 BOOST_DESCRIBE_STRUCT(Image, (),
                       (names, id, manifest_digest, tree_digest, layers, platform, created, imported_at, used_at, pinned,
-                       logical_bytes, inode_count))
+                       logical_bytes, inode_count, lazy))
 
 struct Images {
     std::vector<Image> images;
@@ -118,6 +121,48 @@ struct ImportRequest {
 };
 BOOST_DESCRIBE_STRUCT(ImportRequest, (), (source, name, platform))
 
+/// How registries are to be reached; docs/man/lamina-pull.1 says what each means.
+struct RegistryAccess {
+    std::string credentials;  ///< "USER:PASSWORD"
+    std::string authfile;     ///< Absolute, like the next.
+    std::string cert_dir;
+    bool tls_verify = true;
+    std::string http_proxy;  ///< These three as the variables of these names; all empty: the daemon's own.
+    std::string https_proxy;
+    std::string no_proxy;
+};
+BOOST_DESCRIBE_STRUCT(RegistryAccess, (),
+                      (credentials, authfile, cert_dir, tls_verify, http_proxy, https_proxy, no_proxy))
+
+struct PullRequest {
+    std::string image;     ///< [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]
+    std::string name;      ///< Empty: as `image` says.
+    std::string platform;  ///< Empty: the host's.
+    std::string lazy;      ///< "never" (also when empty), "auto", "always"
+    RegistryAccess access;
+};
+BOOST_DESCRIBE_STRUCT(PullRequest, (), (image, name, platform, lazy, access))
+
+struct PushRequest {
+    std::string image;
+    std::string target;       ///< Empty: the image's name.
+    std::string compression;  ///< Of layers that must be sent: "gzip" (also when empty), "zstd".
+    bool index = false;       ///< Beside the image, what a lazy pull needs.
+    RegistryAccess access;
+};
+BOOST_DESCRIBE_STRUCT(PushRequest, (), (image, target, compression, index, access))
+
+struct PushResult {
+    std::string reference;
+    std::string manifest_digest;
+    std::uint64_t layers_there = 0;
+    std::uint64_t layers_mounted = 0;
+    std::uint64_t layers_sent = 0;
+    std::uint64_t sent_bytes = 0;
+};
+BOOST_DESCRIBE_STRUCT(PushResult, (),
+                      (reference, manifest_digest, layers_there, layers_mounted, layers_sent, sent_bytes))
+
 struct SaveRequest {
     std::string image;
     std::string target;
@@ -140,6 +185,13 @@ struct CommitRequest {
     std::string name;
 };
 BOOST_DESCRIBE_STRUCT(CommitRequest, (), (mount, name))
+
+/// What a mount's server asks for: a chunk of its lazy layers.
+struct FetchRequest {
+    std::string mount;  ///< The mount's ID.
+    std::string chunk;  ///< "sha256:..."
+};
+BOOST_DESCRIBE_STRUCT(FetchRequest, (), (mount, chunk))
 
 struct GcRequest {
     bool dry_run = false;
@@ -258,8 +310,8 @@ std::string to_text(const T& message) {
     return boost::json::serialize(boost::json::value_from(message));
 }
 
-/// The members that `text` gives, over T's defaults. Throws FailureError "usage" for what is no JSON object, an unknown
-/// member, a member of another type.
+/// The members that `text` gives, over T's defaults, also within members that are objects. Throws FailureError "usage"
+/// for what is no JSON object, an unknown member, a member of another type.
 boost::json::value merged_request(std::string_view text, const boost::json::value& defaults);
 
 template <class T>
@@ -292,6 +344,9 @@ inline constexpr std::string_view kTag = "/v1/tag";
 inline constexpr std::string_view kPin = "/v1/pin";
 inline constexpr std::string_view kImport = "/v1/import";
 inline constexpr std::string_view kSave = "/v1/save";
+inline constexpr std::string_view kPull = "/v1/pull";
+inline constexpr std::string_view kPush = "/v1/push";
+inline constexpr std::string_view kFetch = "/v1/fetch";
 inline constexpr std::string_view kCommit = "/v1/commit";
 inline constexpr std::string_view kUsage = "/v1/usage";
 inline constexpr std::string_view kGc = "/v1/gc";

@@ -30,6 +30,7 @@ struct CommandContext {
 };
 void add_image_commands(const CommandContext& context);
 void add_mount_commands(const CommandContext& context);
+void add_registry_commands(const CommandContext& context);
 void add_run_commands(const CommandContext& context);
 void add_upkeep_commands(const CommandContext& context);
 

@@ -1,7 +1,7 @@
 # bash completion for lamina
 _lamina() {
   local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
-  local commands='import save images inspect tag rmi pin unpin ls cat mount umount mounts diff commit bundle run gc verify upkeep df daemon'
+  local commands='import pull push save images inspect tag rmi pin unpin ls cat mount umount mounts diff commit bundle run gc verify upkeep df daemon'
   local -a globals=()
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
@@ -11,9 +11,14 @@ _lamina() {
     esac
   done
   case $previous in
+    --authfile) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    --cert-dir) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
+    --compression) mapfile -t COMPREPLY < <(compgen -W 'gzip zstd' -- "$word"); return ;;
+    --lazy) mapfile -t COMPREPLY < <(compgen -W 'never auto always' -- "$word"); return ;;
+    --tls-verify) mapfile -t COMPREPLY < <(compgen -W 'true false' -- "$word"); return ;;
     --store) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
     --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
-    --name|--platform|--user|--workdir|--env|--entrypoint|--rate) return ;;
+    --creds|--name|--platform|--user|--workdir|--env|--entrypoint|--rate) return ;;
     --runtime) mapfile -t COMPREPLY < <(compgen -c -- "$word"); return ;;
     --network) mapfile -t COMPREPLY < <(compgen -W 'none host' -- "$word"); return ;;
     --volume) mapfile -t COMPREPLY < <(compgen -d -S : -- "$word"); return ;;
@@ -22,6 +27,8 @@ _lamina() {
   case $command in
     '') options+=' --version' ;;
     import) options+=' --name --platform' ;;
+    pull) options+=' --lazy --name --platform --creds --authfile --cert-dir --tls-verify' ;;
+    push) options+=' --index --compression --creds --authfile --cert-dir --tls-verify' ;;
     images) options+=' --quiet' ;;
     rmi) options+=' --force' ;;
     ls) options+=' -l' ;;
@@ -46,7 +53,7 @@ _lamina() {
     verify) names='oci: oci-archive: docker-archive: dir:' ;;
     import|save)
       [[ $command == save && $COMP_CWORD -lt 3 ]] && names=$(_lamina_images) || names='oci: oci-archive: docker-archive: dir:' ;;
-    inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run)
+    inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run|push)
       names=$(_lamina_images)
       [[ $command == @(mount|bundle) && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
     umount|diff|commit) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;

@@ -4,7 +4,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace {
 
@@ -12,6 +16,18 @@ using namespace lamina;
 
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
+
+/// Everybody may read a process's arguments: a password goes from there as soon as it is known.
+void hide_credentials(int count, char** arguments) {
+    constexpr std::string_view kOption = "--creds";
+    for (int i = 1; i < count; ++i) {
+        const std::string_view word = arguments[i];
+        std::size_t begin = word.size();
+        if (word.starts_with(std::string(kOption) + "=")) begin = kOption.size() + 1;
+        if (i > 1 && arguments[i - 1] == kOption) begin = 0;
+        std::fill(arguments[i] + begin, arguments[i] + word.size(), '*');
+    }
+}
 
 int report(const client::Globals& globals, const api::Failure& failure) {
     if (globals.json) {
@@ -40,6 +56,7 @@ int main(int argument_count, char** arguments) {
     const client::CommandContext context{app, globals, run};
     client::add_image_commands(context);
     client::add_mount_commands(context);
+    client::add_registry_commands(context);
     client::add_run_commands(context);
     client::add_upkeep_commands(context);
     for (CLI::App* const command : app.get_subcommands({})) command->fallthrough(!command->get_prefix_command());
@@ -49,6 +66,7 @@ int main(int argument_count, char** arguments) {
         const int status = app.exit(error);
         return status == 0 ? 0 : kExitUsage;
     }
+    hide_credentials(argument_count, arguments);
     try {
         run();
         return globals.exit_status;

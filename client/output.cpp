@@ -200,6 +200,10 @@ std::string ProgressBar::line(const api::Progress& progress, unsigned width) con
         text += "  " + human_bytes(progress.done_bytes);
     }
     if (!progress.item.empty()) text += "  " + printable(progress.item);
+    if (progress.item_total_bytes > 0) {
+        text += fmt::format(
+            " {} %", 100 * std::min(progress.item_done_bytes, progress.item_total_bytes) / progress.item_total_bytes);
+    }
     return text.substr(0, width);
 }
 

@@ -39,6 +39,7 @@ api::Image image_of(const store::ImageSummary& summary) {
     image.pinned = summary.is_pinned;
     image.logical_bytes = summary.logical_bytes;
     image.inode_count = summary.inode_count;
+    image.lazy = summary.is_lazy;
     return image;
 }
 
@@ -92,9 +93,23 @@ store::ProgressFunction progress_to(ReplyChannel& out) {
         const auto now = std::chrono::steady_clock::now();
         if (now - *last < kProgressPause) return;
         *last = now;
-        const api::Progress event{progress.phase, progress.item, progress.done_bytes, progress.total_bytes};
+        const api::Progress event{progress.phase,           progress.item,
+                                  progress.done_bytes,      progress.total_bytes,
+                                  progress.item_done_bytes, progress.item_total_bytes};
         out.push(line_of("progress", json::value_from(event)));
     };
+}
+
+store::RegistryAccess access_of(const api::RegistryAccess& from) {
+    store::RegistryAccess access{.credentials = std::nullopt,
+                                 .auth_file = from.authfile,
+                                 .cert_dir = from.cert_dir,
+                                 .verifies_tls = from.tls_verify,
+                                 .proxy = {from.http_proxy, from.https_proxy, from.no_proxy}};
+    if (!from.credentials.empty()) access.credentials = store::Credentials::parse(from.credentials);
+    const bool has_proxy = !from.http_proxy.empty() || !from.https_proxy.empty() || !from.no_proxy.empty();
+    if (!has_proxy) access.proxy = store::ProxySettings::from_environment();
+    return access;
 }
 
 class ChannelSink : public store::ByteSink {
@@ -214,6 +229,48 @@ struct Handlers::Endpoint {
         call.result(imported);
     }
 
+    static void pull(const Call& call) {
+        const auto request = api::parse_request<api::PullRequest>(call.request.body);
+        store::PullRequest pull;
+        pull.reference = request.image;
+        if (!request.name.empty()) pull.name = store::ImageName::parse(request.name);
+        if (!request.platform.empty()) pull.platform = store::oci::Platform::parse(request.platform);
+        if (request.lazy == "always") {
+            pull.lazy = store::PullRequest::Lazy::always;
+        } else if (request.lazy == "auto") {
+            pull.lazy = store::PullRequest::Lazy::automatic;
+        } else if (!request.lazy.empty() && request.lazy != "never") {
+            throw api::FailureError({"usage", "lazy \"" + request.lazy + "\" is neither never, auto nor always"});
+        }
+        pull.access = access_of(request.access);
+        pull.progress = progress_to(call.out);
+        call.result(image_of(call.self.store_.pull(pull, call.stop)));
+    }
+
+    static void push(const Call& call) {
+        const auto request = api::parse_request<api::PushRequest>(call.request.body);
+        store::PushRequest push;
+        push.image = request.image;
+        push.target = request.target;
+        if (request.compression == "zstd") {
+            push.compression = store::Compression::zstd;
+        } else if (!request.compression.empty() && request.compression != "gzip") {
+            throw api::FailureError({"usage", "compression \"" + request.compression + "\" is neither gzip nor zstd"});
+        }
+        push.publishes_index = request.index;
+        push.access = access_of(request.access);
+        push.progress = progress_to(call.out);
+        const store::PushReport report = call.self.store_.push(push, call.stop);
+        call.result(api::PushResult{report.reference, report.manifest.digest.text(), report.layers_there,
+                                    report.layers_mounted, report.layers_sent, report.sent_bytes});
+    }
+
+    static void fetch(const Call& call) {
+        const auto request = api::parse_request<api::FetchRequest>(call.request.body);
+        call.self.store_.fetch_chunk(request.mount, {store::Digest::parse(request.chunk)}, call.stop);
+        call.out.push("{}\n");
+    }
+
     static void save(const Call& call) {
         const auto request = api::parse_request<api::SaveRequest>(call.request.body);
         call.self.store_.save({request.image, request.target, progress_to(call.out)}, call.stop);
@@ -316,6 +373,9 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"GET", api::path::kImageFile, kBytes, Endpoint::file},
         Endpoint{"POST", api::path::kImport, kLines, Endpoint::import},
         Endpoint{"POST", api::path::kSave, kLines, Endpoint::save},
+        Endpoint{"POST", api::path::kPull, kLines, Endpoint::pull},
+        Endpoint{"POST", api::path::kPush, kLines, Endpoint::push},
+        Endpoint{"POST", api::path::kFetch, kJson, Endpoint::fetch},
         Endpoint{"POST", api::path::kCommit, kLines, Endpoint::commit},
         Endpoint{"GET", api::path::kUsage, kJson, Endpoint::usage},
         Endpoint{"POST", api::path::kGc, kLines, Endpoint::gc},
@@ -359,10 +419,11 @@ unsigned http_status_of(const api::Failure& failure) {
         std::string_view code;
         unsigned status;
     };
-    static constexpr std::array kRows{Row{"usage", 400},       Row{"malformed", 400},      Row{"not_found", 404},
-                                      Row{"busy", 409},        Row{"already_exists", 409}, Row{"read_only", 403},
-                                      Row{"no_space", 507},    Row{"quota", 507},          Row{"cancelled", 503},
-                                      Row{"unavailable", 503}, Row{"timed_out", 504},      Row{"unsupported", 501}};
+    static constexpr std::array kRows{Row{"usage", 400},      Row{"malformed", 400},      Row{"not_found", 404},
+                                      Row{"busy", 409},       Row{"already_exists", 409}, Row{"read_only", 403},
+                                      Row{"denied", 403},     Row{"no_space", 507},       Row{"quota", 507},
+                                      Row{"cancelled", 503},  Row{"unavailable", 503},    Row{"timed_out", 504},
+                                      Row{"unsupported", 501}};
     for (const Row& row : kRows) {
         if (row.code == failure.code) return row.status;
     }

@@ -7,6 +7,7 @@
 #include "daemon/log.h"
 #include "daemon/mounts.h"
 #include "daemon/server.h"
+#include "store/digest.h"
 #include "store/error.h"
 #include "store/file.h"
 #include "store/file_ops.h"
@@ -96,6 +97,7 @@ void run(const daemon::Config& config, ReadyPipe& ready) {
     daemon::Server server(context, config.places.socket, handlers);
     stop = [&server] { server.stop(); };
     server.start();
+    store::write_file_atomically(config.places.store + "/socket", store::as_bytes(config.places.socket));
     if (config.is_detached) daemon::log::to_file(config.places.socket + ".log");
     daemon::log::info("serving " + config.places.store + " at " + config.places.socket);
     tell(ready, '+', "");

@@ -5,6 +5,7 @@
 #include "fuse/mount_server.h"
 
 #include "fuse/control.h"
+#include "fuse/daemon_link.h"
 #include "fuse/folder_lock.h"
 #include "fuse/image_view.h"
 #include "fuse/json_text.h"
@@ -142,7 +143,9 @@ MountServer::MountServer(const ServerOptions& options, HolderLink& holder, const
       lock_(lock_of(mount_folder_, holder)),
       base_(store::read_mount_base(mount_folder_)),
       is_read_only_(options.is_read_only || base_.is_read_only) {
-    auto image = store::ReadView::open(store_root_of(mount_folder_), base_.tree, options.cache_bytes);
+    const std::string root = store_root_of(mount_folder_);
+    auto link = std::make_unique<DaemonLink>(root, mount_folder_.substr(mount_folder_.rfind('/') + 1), kFetchLimit);
+    auto image = store::ReadView::open(root, base_.tree, options.cache_bytes, std::move(link));
     view_ = std::make_unique<ImageView>(std::move(image),
                                         [this](const std::string& line) { log_.line(base_.image + ": " + line); });
     state_ = open_state(holder);

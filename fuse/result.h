@@ -32,6 +32,8 @@ constexpr Errno errno_for(store::Errc code) {
             return Errno{EBUSY};
         case store::Errc::read_only:
             return Errno{EROFS};
+        case store::Errc::denied:
+            return Errno{EACCES};
         case store::Errc::cancelled:
             return Errno{EINTR};
         case store::Errc::unsupported:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,7 @@ namespace lamina::store {
 struct SourceLayer {
     std::optional<DiffId> diff_id;              ///< What the image's config promises; nullopt: not known yet (dir:).
     std::optional<LayerStream::Expected> blob;  ///< nullopt: the source has none to promise (dir:).
-    Compression compression = Compression::none;
+    std::optional<Compression> compression = Compression::none;  ///< nullopt: its first bytes say it.
 };
 
 /// One image of a source, its documents read and checked.
@@ -36,6 +37,13 @@ public:
     virtual std::vector<SourceImage> images() = 0;
     /// The blob of images()[image].layers[layer], as it lies in the source.
     virtual std::unique_ptr<ByteSource> open_layer(std::size_t image, std::size_t layer) = 0;
+    /// The same, from where reading may wait; `stop` ends the wait.
+    virtual std::unique_ptr<ByteSource> open_layer_until(std::size_t image, std::size_t layer, const std::stop_token&) {
+        return open_layer(image, layer);
+    }
+    /// Told when a layer's blob was not what the image promises. True: open_layer() now gives it from somewhere else.
+    /// Thread-safe.
+    virtual bool distrust(std::size_t, std::size_t) { return false; }
 };
 
 /// "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]", "docker-archive:FILE[:NAME:TAG]", "dir:DIR". Paths are absolute.

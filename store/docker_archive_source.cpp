@@ -130,7 +130,7 @@ DockerArchiveSource::Loaded DockerArchiveSource::load_image(const json::Field& e
         image.layers.push_back(load_layer(loaded.layer_paths.back(), config.diff_ids[i]));
         const LayerStream::Expected& blob = *image.layers.back().blob;
         image.total_blob_bytes += blob.size_bytes;
-        descriptors.push_back({.media_type = std::string(layer_type(image.layers.back().compression)),
+        descriptors.push_back({.media_type = std::string(layer_type(image.layers.back().compression.value())),
                                .digest = blob.digest,
                                .size_bytes = blob.size_bytes});
     }

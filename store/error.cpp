@@ -53,6 +53,8 @@ std::string_view errc_name(Errc code) {
             return "quota";
         case Errc::busy:
             return "busy";
+        case Errc::denied:
+            return "denied";
         case Errc::read_only:
             return "read_only";
         case Errc::cancelled:

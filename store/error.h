@@ -16,6 +16,7 @@ enum class Errc {
     quota,           ///< EDQUOT.
     busy,            ///< In use by another process or job.
     read_only,       ///< The target may not be changed.
+    denied,          ///< A registry wants credentials, others, or does not allow it.
     cancelled,       ///< The caller asked to stop.
     unavailable,     ///< A source or the disk does not answer; another try may help.
     timed_out,       ///< A limit of time was reached.

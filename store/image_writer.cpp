@@ -2,7 +2,6 @@
 
 #include "store/archive_source.h"
 #include "store/error.h"
-#include "store/gzip_writer.h"
 #include "store/json.h"
 #include "store/oci.h"
 #include "store/oci_layout_source.h"
@@ -23,25 +22,17 @@
 #include <optional>
 #include <utility>
 
-// A layer's bytes run through a chain of sinks: LayerSink checks them against what is promised, GzipWriter compresses
-// (OCI targets), BlobSink counts and hashes what came out, and the last one writes. Names in an OCI target are digests
-// that are known only at the end: in a folder the blob is renamed then, in a tar the member's header is filled in then.
-// What makes the image exist is written last: index.json, or the archive's own name.
+// A layer's bytes are checked and, for OCI targets, compressed on their way (outgoing_image.h). Names in an OCI target
+// are digests that are known only at the end: in a folder the blob is renamed then, in a tar the member's header is
+// filled in then. What makes the image exist is written last: index.json, or the archive's own name.
 namespace lamina::store {
 
 namespace {
 
-constexpr std::string_view kConfigType = "application/vnd.oci.image.config.v1+json";
-constexpr std::string_view kLayerType = "application/vnd.oci.image.layer.v1.tar+gzip";
-constexpr std::string_view kManifestType = "application/vnd.oci.image.manifest.v1+json";
 constexpr std::string_view kRefName = "org.opencontainers.image.ref.name";
 constexpr std::string_view kLayoutDocument = R"({"imageLayoutVersion":"1.0.0"})";
 constexpr std::uint64_t kProgressBytes = 4 << 20;
 constexpr std::size_t kMaxTagBytes = 255;
-
-std::string layer_text(const DiffId& diff_id) {
-    return "layer " + diff_id.digest.text();
-}
 
 /// What reaches all parts of one write.
 struct Job {
@@ -50,115 +41,31 @@ struct Job {
     std::stop_token stop;
     std::uint64_t done_bytes = 0;
     std::uint64_t total_bytes = 0;
+    std::uint64_t reported_bytes = 0;
 
     void check_stop() const {
         if (stop.stop_requested()) throw Error(Errc::cancelled, "save: cancelled");
     }
+    OnTarBytes on_bytes_of(const LayerToWrite& layer) {
+        return [this, &layer](std::size_t count) {
+            check_stop();
+            done_bytes += count;
+            if (!progress || done_bytes < reported_bytes + kProgressBytes) return;
+            reported_bytes = done_bytes;
+            progress({.phase = "saving",
+                      .item = layer.diff_id.digest.text(),
+                      .done_bytes = done_bytes,
+                      .total_bytes = total_bytes});
+        };
+    }
 };
 
-/// The uncompressed tar on its way out: compared with its diff ID and size at the end.
-class LayerSink : public ByteSink {
-public:
-    LayerSink(Job& job, const ImageToWrite::Layer& layer, ByteSink& out) : job_(job), layer_(layer), out_(out) {}
-
-    void write(std::span<const std::byte> data) override {
-        job_.check_stop();
-        if (data.size() > layer_.tar_bytes - size_bytes_) {
-            throw Error(Errc::corrupt, layer_text(layer_.diff_id) + ": more bytes than the " +
-                                           std::to_string(layer_.tar_bytes) + " that it had");
-        }
-        hasher_.update(data);
-        out_.write(data);
-        size_bytes_ += data.size();
-        job_.done_bytes += data.size();
-        report();
-    }
-
-    void finish() {
-        if (size_bytes_ != layer_.tar_bytes) {
-            throw Error(Errc::corrupt, layer_text(layer_.diff_id) + ": " + std::to_string(size_bytes_) +
-                                           " bytes instead of " + std::to_string(layer_.tar_bytes));
-        }
-        const Digest found = hasher_.finish();
-        if (found != layer_.diff_id.digest) {
-            throw Error(Errc::corrupt, layer_text(layer_.diff_id) + ": its bytes have the diff ID " + found.text());
-        }
-    }
-
-private:
-    void report() {
-        if (!job_.progress || job_.done_bytes < reported_bytes_ + kProgressBytes) return;
-        reported_bytes_ = job_.done_bytes;
-        job_.progress({.phase = "saving",
-                       .item = layer_.diff_id.digest.text(),
-                       .done_bytes = job_.done_bytes,
-                       .total_bytes = job_.total_bytes});
-    }
-
-    Job& job_;
-    const ImageToWrite::Layer& layer_;
-    ByteSink& out_;
-    Hasher hasher_;
-    std::uint64_t size_bytes_ = 0;
-    std::uint64_t reported_bytes_ = 0;
-};
-
-/// The blob's bytes as they are written.
-class BlobSink : public ByteSink {
-public:
-    explicit BlobSink(ByteSink& out) : out_(out) {}
-    void write(std::span<const std::byte> data) override {
-        hasher_.update(data);
-        size_bytes_ += data.size();
-        out_.write(data);
-    }
-    oci::Descriptor finish(std::string_view media_type) {
-        return {.media_type = std::string(media_type), .digest = {hasher_.finish()}, .size_bytes = size_bytes_};
-    }
-
-private:
-    ByteSink& out_;
-    Hasher hasher_;
-    std::uint64_t size_bytes_ = 0;
-};
-
-oci::Descriptor write_gzip_layer(Job& job, const ImageToWrite::Layer& layer, ByteSink& out) {
-    BlobSink blob(out);
-    GzipWriter gzip(blob);
-    LayerSink tar(job, layer, gzip);
-    layer.write_tar(tar);
-    tar.finish();
-    gzip.finish();
-    return blob.finish(kLayerType);
+oci::Descriptor write_gzip_layer(Job& job, const LayerToWrite& layer, ByteSink& out) {
+    return write_layer_blob(layer, Compression::gzip, out, job.on_bytes_of(layer));
 }
 
-oci::Descriptor descriptor_of(std::string_view media_type, std::span<const std::byte> bytes) {
-    return {.media_type = std::string(media_type), .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
-}
-
-struct Document {
-    oci::Descriptor descriptor;
-    std::string bytes;
-};
-
-bool has_same_layers(const oci::Manifest& manifest, const std::vector<oci::Descriptor>& layers) {
-    return std::equal(manifest.layers.begin(), manifest.layers.end(), layers.begin(), layers.end(),
-                      [](const oci::Descriptor& a, const oci::Descriptor& b) { return a.digest == b.digest; });
-}
-
-// The original one where it still names the right blobs, else a new one.
-Document manifest_for(const ImageToWrite& image, const std::vector<oci::Descriptor>& layers) {
-    const oci::Descriptor config = descriptor_of(kConfigType, image.config);
-    if (!image.manifest.empty() && image.manifest_media_type == kManifestType) {
-        const oci::Manifest original = oci::parse_manifest(image.manifest, image.manifest_media_type);
-        if (original.config.digest == config.digest && has_same_layers(original, layers)) {
-            const auto* const text = reinterpret_cast<const char*>(image.manifest.data());
-            return {descriptor_of(kManifestType, image.manifest), std::string(text, image.manifest.size())};
-        }
-    }
-    std::string bytes = oci::write_manifest(config, layers);
-    const oci::Descriptor descriptor = descriptor_of(kManifestType, as_bytes(bytes));
-    return {descriptor, std::move(bytes)};
+OutgoingManifest manifest_for(const ImageToWrite& image, const std::vector<oci::Descriptor>& layers) {
+    return choose_manifest({{image.manifest, image.manifest_media_type}}, image.config, layers);
 }
 
 boost::json::value index_entry(const oci::Descriptor& manifest, const std::string& tag) {
@@ -304,7 +211,7 @@ void write_layout(Job& job, const Location& target, const std::string& tag) {
     LayoutFolder layout(target.path);
     std::map<DiffId, oci::Descriptor> written;
     std::vector<oci::Descriptor> layers;
-    for (const ImageToWrite::Layer& layer : job.image.layers) {
+    for (const LayerToWrite& layer : job.image.layers) {
         auto found = written.find(layer.diff_id);
         if (found == written.end()) {
             OutputFile blob = layout.begin_blob();
@@ -314,9 +221,9 @@ void write_layout(Job& job, const Location& target, const std::string& tag) {
         }
         layers.push_back(found->second);
     }
-    const Document manifest = manifest_for(job.image, layers);
-    layout.add_blob(descriptor_of(kConfigType, job.image.config), job.image.config);
-    layout.add_blob(manifest.descriptor, as_bytes(manifest.bytes));
+    const OutgoingManifest manifest = manifest_for(job.image, layers);
+    layout.add_blob(config_descriptor(job.image.config), job.image.config);
+    layout.add_blob(manifest.descriptor, manifest.bytes);
     job.check_stop();
     layout.commit(manifest.descriptor, tag);
 }
@@ -328,7 +235,7 @@ void write_oci_archive(Job& job, const Location& target, const std::string& tag)
     archive.add_folder("blobs/sha256");
     std::map<DiffId, oci::Descriptor> written;
     std::vector<oci::Descriptor> layers;
-    for (const ImageToWrite::Layer& layer : job.image.layers) {
+    for (const LayerToWrite& layer : job.image.layers) {
         auto found = written.find(layer.diff_id);
         if (found == written.end()) {
             archive.begin_member();
@@ -338,9 +245,9 @@ void write_oci_archive(Job& job, const Location& target, const std::string& tag)
         }
         layers.push_back(found->second);
     }
-    const Document manifest = manifest_for(job.image, layers);
-    archive.add(blob_path(descriptor_of(kConfigType, job.image.config).digest), job.image.config);
-    archive.add(blob_path(manifest.descriptor.digest), as_bytes(manifest.bytes));
+    const OutgoingManifest manifest = manifest_for(job.image, layers);
+    archive.add(blob_path(config_descriptor(job.image.config).digest), job.image.config);
+    archive.add(blob_path(manifest.descriptor.digest), manifest.bytes);
     archive.add("index.json", as_bytes(index_with(std::nullopt, manifest.descriptor, tag)));
     job.check_stop();
     refuse_existing(target.path);
@@ -352,14 +259,12 @@ void write_docker_archive(Job& job, const Location& target, const std::string& t
     OutputArchive archive(folder_of(target.path));
     std::string layer_names;
     std::map<DiffId, std::string> written;
-    for (const ImageToWrite::Layer& layer : job.image.layers) {
+    for (const LayerToWrite& layer : job.image.layers) {
         std::string& member = written[layer.diff_id];
         if (member.empty()) {
             member = layer.diff_id.digest.hex() + ".tar";
             archive.begin_member();
-            LayerSink tar(job, layer, archive);
-            layer.write_tar(tar);
-            tar.finish();
+            write_checked_tar(layer, archive, job.on_bytes_of(layer));
             archive.end_member(member);
         }
         layer_names += (layer_names.empty() ? "" : ",") + json::quote(member);
@@ -383,7 +288,7 @@ void write_image(const ImageToWrite& image, const std::string& target, const Pro
     check_tag(tag);
     if (location.kind != Location::Kind::oci) refuse_existing(location.path);
     Job job{.image = image, .progress = progress, .stop = std::move(stop)};
-    for (const ImageToWrite::Layer& layer : image.layers) job.total_bytes += layer.tar_bytes;
+    for (const LayerToWrite& layer : image.layers) job.total_bytes += layer.tar_bytes;
     switch (location.kind) {
         case Location::Kind::oci:
             return write_layout(job, location, tag);

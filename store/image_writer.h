@@ -2,6 +2,7 @@
 
 #include "store/byte_stream.h"
 #include "store/digest.h"
+#include "store/outgoing_image.h"
 #include "store/progress.h"
 
 #include <cstddef>
@@ -18,13 +19,8 @@ struct ImageToWrite {
     std::string name;                 ///< "debian:12": the name inside the target when that names none. May be empty.
     std::vector<std::byte> manifest;  ///< The original bytes: written again when the blobs come out as they went in.
     std::string manifest_media_type;
-    std::vector<std::byte> config;  ///< Written byte for byte.
-    struct Layer {
-        DiffId diff_id;
-        std::uint64_t tar_bytes = 0;
-        std::function<void(ByteSink&)> write_tar;  ///< Writes the uncompressed tar, once. May throw.
-    };
-    std::vector<Layer> layers;  ///< Bottom first.
+    std::vector<std::byte> config;     ///< Written byte for byte.
+    std::vector<LayerToWrite> layers;  ///< Bottom first.
 };
 
 /// Writes `image` to "oci:DIR[:TAG]" (layers gzip-compressed; added to an existing layout, where it takes the place of

@@ -4,8 +4,10 @@
 #include "store/error.h"
 #include "store/image_config.h"
 #include "store/import_job.h"
+#include "store/lazy_pull.h"
 #include "store/opened_tar.h"
 #include "store/ordered_tasks.h"
+#include "store/registry_source.h"
 
 #include <algorithm>
 #include <deque>
@@ -36,11 +38,11 @@ unsigned layers_at_once() {
 /// are there: everything happens as if one layer and image came after the other, only sooner.
 class Import {
 public:
-    Import(StoreCore& core, const ImportRequest& request, const std::stop_token& stop)
+    Import(StoreCore& core, const ImportRequest& request, ImageSource& source, const std::stop_token& stop)
         : request_(request),
           stop_(stop),
-          source_(open_source(request.source, request.platform)),
-          images_(source_->images()),
+          source_(source),
+          images_(source.images()),
           names_(names()),
           meter_(request.progress),
           job_(core, meter_) {
@@ -103,12 +105,18 @@ private:
 
     void make_layer(Layer& layer, const std::stop_token& stop) {
         const SourceLayer& source = description(layer);
-        Meter::Part part(meter_, "reading", source.diff_id ? source.diff_id->digest.text() : label(layer.image));
-        const auto open = [&] { return open_tar(*source_, layer.image, layer.position, source); };
-        try {
-            layer.row = job_.layer({.promised = source.diff_id, .part = part}, open, stop);
-        } catch (const Error& error) {  // Which layer it is is known here only.
-            throw with_context(error, "layer " + std::to_string(layer.position + 1) + " of " + label(layer.image));
+        Meter::Part part(meter_, {.phase = "reading",
+                                  .item = source.diff_id ? source.diff_id->digest.text() : label(layer.image),
+                                  .item_total_bytes = blob_bytes(layer)});
+        const auto open = [&] { return open_tar(source_, {layer.image, layer.position, source}, stop); };
+        while (!layer.row) {
+            try {
+                layer.row = job_.layer({.promised = source.diff_id, .part = part}, open, stop);
+            } catch (const Error& error) {  // Which layer it is is known here only.
+                const bool is_wrong = error.code() == Errc::corrupt || error.code() == Errc::malformed;
+                if (is_wrong && source_.distrust(layer.image, layer.position)) continue;
+                throw with_context(error, "layer " + std::to_string(layer.position + 1) + " of " + label(layer.image));
+            }
         }
         part.reach(blob_bytes(layer));
     }
@@ -138,7 +146,7 @@ private:
 
     const ImportRequest& request_;
     const std::stop_token& stop_;
-    std::unique_ptr<ImageSource> source_;
+    ImageSource& source_;
     std::vector<SourceImage> images_;
     std::vector<std::optional<ImageName>> names_;
     std::deque<Layer> layers_;
@@ -166,10 +174,36 @@ std::vector<std::optional<ImageName>> Import::names() const {
     return names;
 }
 
+// A layer that was known may be known from an index alone.
+void complete_images(StoreCore& core, const std::vector<ImageRow>& images, const ProgressFunction& progress,
+                     const std::stop_token& stop) {
+    for (const ImageRow& image : images) {
+        for (const DiffId& layer : image.layers) core.lazy.complete(layer, progress, stop);
+    }
+}
+
 }  // namespace
 
 std::vector<ImageRow> import_images(StoreCore& core, const ImportRequest& request, const std::stop_token& stop) {
-    return Import(core, request, stop).run();
+    const auto source = open_source(request.source, request.platform);
+    std::vector<ImageRow> rows = Import(core, request, *source, stop).run();
+    complete_images(core, rows, request.progress, stop);
+    return rows;
+}
+
+ImageRow pull_image(StoreCore& core, const PullRequest& request, const std::stop_token& stop) {
+    const RegistryPull pull{.reference = RegistryReference::parse(request.reference),
+                            .access = request.access,
+                            .platform = request.platform};
+    RegistrySource source(core.http(), pull, RegistriesConf::load(), stop);
+    if (request.lazy != PullRequest::Lazy::never) {
+        if (const auto row = pull_lazily(core, request, source, stop)) return *row;
+    }
+    const ImportRequest import{
+        .source = request.reference, .name = request.name, .platform = request.platform, .progress = request.progress};
+    std::vector<ImageRow> rows = Import(core, import, source, stop).run();
+    complete_images(core, rows, request.progress, stop);
+    return rows.front();
 }
 
 ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource& layer_tar,
@@ -180,6 +214,7 @@ ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource&
     for (const DiffId& base_layer : request.base_layers) {
         const auto row = job.known_layer(base_layer);
         if (!row) throw Error(Errc::not_found, "layer " + base_layer.digest.text() + " of the base: not in the store");
+        core.lazy.complete(base_layer, request.progress, stop);
         layers.push_back({row->diff_id, row->tar_bytes});
     }
     const auto base = core.index->find_by_config({Digest::parse(request.base_config_digest)});
@@ -194,7 +229,7 @@ ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource&
     private:
         ByteSource& source_;
     };
-    Meter::Part part(meter, "reading", request.name.text());
+    Meter::Part part(meter, {.phase = "reading", .item = request.name.text()});
     const auto open = [&] { return OpenedTar{std::make_unique<Borrowed>(layer_tar), {}}; };
     const LayerRow layer = job.layer({.promised = std::nullopt, .part = part}, open, stop);
     layers.push_back({layer.diff_id, layer.tar_bytes});

@@ -14,6 +14,9 @@ namespace lamina::store {
 /// the source, the layer reader and the disk throw, with "layer N of IMAGE" before it.
 std::vector<ImageRow> import_images(StoreCore& core, const ImportRequest& request, const std::stop_token& stop);
 
+/// One image of a registry (Store::pull). Nothing of a layer is transferred when the store has its diff ID.
+ImageRow pull_image(StoreCore& core, const PullRequest& request, const std::stop_token& stop);
+
 /// A new image: the base's layers and one more (Store::commit).
 ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource& layer_tar,
                       const std::stop_token& stop);

@@ -224,6 +224,10 @@ public:
     Statement documents_{database_,
                          "SELECT m.document, m.media_type, i.config FROM images i JOIN manifests m ON"
                          " m.digest = i.manifest_digest WHERE i.id = ?"};
+    Statement all_documents_{database_,
+                             "SELECT m.document, m.media_type, i.config FROM images i JOIN manifests m ON"
+                             " m.image = i.id WHERE i.id = ? ORDER BY m.digest = i.manifest_digest DESC, m.rowid DESC"};
+    Statement set_manifest_{database_, "UPDATE images SET manifest_digest = ?2 WHERE id = ?1"};
     Statement set_name_{database_,
                         "INSERT INTO names VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image"};
     Statement remove_name_{database_, "DELETE FROM names WHERE name = ?"};
@@ -527,6 +531,25 @@ ImageDocuments Index::documents(std::int64_t image) {
     Rows rows = impl_->documents_.run(image);
     if (!rows.next()) throw Error(Errc::not_found, "image " + std::to_string(image) + ": not in the index");
     return {rows.bytes(0), rows.text(1), rows.bytes(2)};
+}
+
+std::vector<ImageDocuments> Index::all_documents(std::int64_t image) {
+    const std::lock_guard lock(impl_->mutex_);
+    std::vector<ImageDocuments> all;
+    for (Rows rows = impl_->all_documents_.run(image); rows.next();) {
+        all.push_back({rows.bytes(0), rows.text(1), rows.bytes(2)});
+    }
+    return all;
+}
+
+void Index::add_manifest(std::int64_t image, const ImageDocuments& documents) {
+    const BlobDigest digest{Digest::of(documents.manifest)};
+    const std::lock_guard lock(impl_->mutex_);
+    Transaction transaction(impl_->database_);
+    impl_->add_manifest_.execute(digest, image, documents.manifest_media_type, documents.manifest);
+    impl_->set_manifest_.execute(image, digest);
+    transaction.commit();
+    impl_->shorten_log();
 }
 
 void Index::set_name(const ImageName& name, std::int64_t image) {

@@ -124,6 +124,8 @@ public:
     std::vector<ImageRow> find_by_digest(std::string_view hex);
     std::optional<ImageRow> find_by_config(const BlobDigest& config);  ///< The removed too.
     ImageDocuments documents(std::int64_t image);
+    std::vector<ImageDocuments> all_documents(std::int64_t image);  ///< With every manifest, the last one first.
+    void add_manifest(std::int64_t image, const ImageDocuments& documents);  ///< Becomes the last one.
 
     void set_name(const ImageName& name, std::int64_t image);
     void remove_name(const ImageName& name);

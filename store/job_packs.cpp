@@ -127,6 +127,11 @@ void JobPacks::commit_layer(const LayerRow& layer, const std::string& recipe) {
     commit(&added);
 }
 
+void JobPacks::commit_chunks() {
+    const std::lock_guard committing(commit_mutex_);
+    commit(nullptr);
+}
+
 void JobPacks::commit(const NewLayer* layer) {
     if (failure_) std::rethrow_exception(failure_);
     std::shared_ptr<PackBuilder> pack;

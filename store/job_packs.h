@@ -37,6 +37,9 @@ public:
     /// fails for all layers of the job that are not committed yet, because they may need a chunk of the same pack.
     void commit_layer(const LayerRow& layer, const std::string& recipe);
 
+    /// Makes chunks be stored that went through lanes, of no layer: the layers that need them must be kept.
+    void commit_chunks();
+
 private:
     class Lane;
     class Undo;

@@ -25,6 +25,7 @@ namespace {
 constexpr std::size_t kBufferCount = 4;
 constexpr std::size_t kBufferBytes = 512 * 1024;
 constexpr std::size_t kBlobBufferBytes = 128 * 1024;
+constexpr std::size_t kMagicBytes = 4;
 /// Bytes that the descriptor promises count for the ratio before they are read, up to this many: so a run of zeros at
 /// the front of a large layer passes, and a false promise gains little.
 constexpr std::uint64_t kMaxCreditBytes = 16 * 1024 * 1024;
@@ -64,11 +65,13 @@ private:
     void inflate();
     std::size_t fill(std::span<std::byte> out);
     void read_blob();
+    void choose_decompressor();
+    std::size_t take_blob(std::span<std::byte> out);
     void check_ratio() const;
     void check_blob();
 
     const std::unique_ptr<ByteSource> blob_;
-    const std::unique_ptr<Decompressor> decompressor_;
+    std::unique_ptr<Decompressor> decompressor_;  ///< The thread's own; null until the first bytes are there.
     const Expected expected_;
     const StreamLimits limits_;
     std::atomic<std::uint64_t> blob_bytes_{0};
@@ -117,6 +120,7 @@ void ThreadedLayerStream::run() noexcept {
 }
 
 void ThreadedLayerStream::inflate() {
+    if (!decompressor_) choose_decompressor();
     bool is_end = false;
     while (!is_end) {
         std::optional<std::vector<std::byte>> buffer = empty_.pop();
@@ -151,14 +155,25 @@ std::size_t ThreadedLayerStream::fill(std::span<std::byte> out) {
 }
 
 void ThreadedLayerStream::read_blob() {
-    const std::size_t size = blob_->read(input_);
-    if (size == 0) is_blob_at_end_ = true;
+    unused_ = std::span(input_).first(take_blob(input_));
+}
+
+void ThreadedLayerStream::choose_decompressor() {
+    std::size_t size = 0;
+    while (size < kMagicBytes && !is_blob_at_end_) size += take_blob(std::span(input_).subspan(size));
     unused_ = std::span(input_).first(size);
-    hasher_.update(unused_);
+    decompressor_ = Decompressor::make(compression_of(unused_), limits_);
+}
+
+std::size_t ThreadedLayerStream::take_blob(std::span<std::byte> out) {
+    const std::size_t size = blob_->read(out);
+    if (size == 0) is_blob_at_end_ = true;
+    hasher_.update(out.first(size));
     if (blob_bytes_.fetch_add(size, std::memory_order_relaxed) + size > expected_.size_bytes) {
         throw Error(Errc::corrupt, fmt::format("layer blob {}: more than the {} bytes that were promised",
                                                expected_.digest.digest.text(), expected_.size_bytes));
     }
+    return size;
 }
 
 void ThreadedLayerStream::check_ratio() const {
@@ -184,10 +199,10 @@ void ThreadedLayerStream::check_blob() {
 
 }  // namespace
 
-std::unique_ptr<LayerStream> LayerStream::open(std::unique_ptr<ByteSource> blob, Compression compression,
+std::unique_ptr<LayerStream> LayerStream::open(std::unique_ptr<ByteSource> blob, std::optional<Compression> compression,
                                                const Expected& expected, const StreamLimits& limits) {
-    return std::make_unique<ThreadedLayerStream>(std::move(blob), Decompressor::make(compression, limits), expected,
-                                                 limits);
+    auto decompressor = compression ? Decompressor::make(*compression, limits) : nullptr;
+    return std::make_unique<ThreadedLayerStream>(std::move(blob), std::move(decompressor), expected, limits);
 }
 
 }  // namespace lamina::store

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 
 namespace lamina::store {
 
@@ -29,7 +31,8 @@ public:
         BlobDigest digest;
         std::uint64_t size_bytes = 0;
     };
-    static std::unique_ptr<LayerStream> open(std::unique_ptr<ByteSource> blob, Compression compression,
+    /// `compression`: nullopt: as the first bytes say.
+    static std::unique_ptr<LayerStream> open(std::unique_ptr<ByteSource> blob, std::optional<Compression> compression,
                                              const Expected& expected, const StreamLimits& limits);
     virtual std::uint64_t blob_bytes_read() const = 0;  ///< For progress; any thread.
 };

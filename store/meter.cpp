@@ -18,32 +18,32 @@ void Meter::expect(std::uint64_t total_bytes) {
 
 void Meter::begin(const std::string& phase, const std::string& item) {
     const std::lock_guard lock(mutex_);
-    report(phase, item);
+    report({.phase = phase, .item = item}, 0);
 }
 
-void Meter::advance(std::uint64_t bytes, const std::string& phase, const std::string& item) {
+void Meter::advance(std::uint64_t bytes, const Part::What& what, std::uint64_t item_done_bytes) {
     const std::lock_guard lock(mutex_);
     done_bytes_ += bytes;
     if (done_bytes_ >= reported_bytes_ + kReportEveryBytes || (total_bytes_ > 0 && done_bytes_ >= total_bytes_)) {
-        report(phase, item);
+        report(what, item_done_bytes);
     }
 }
 
-void Meter::report(const std::string& phase, const std::string& item) {
+void Meter::report(const Part::What& what, std::uint64_t item_done_bytes) {
     reported_bytes_ = done_bytes_;
     if (!function_) return;
     const std::uint64_t done_bytes = total_bytes_ ? std::min(done_bytes_, total_bytes_) : done_bytes_;
-    function_({phase, item, done_bytes, total_bytes_});
+    function_({what.phase, what.item, done_bytes, total_bytes_, item_done_bytes, what.item_total_bytes});
 }
 
-Meter::Part::Part(Meter& meter, std::string phase, std::string item)
-    : meter_(meter), phase_(std::move(phase)), item_(std::move(item)) {
-    meter_.begin(phase_, item_);
+Meter::Part::Part(Meter& meter, What what) : meter_(meter), what_(std::move(what)) {
+    const std::lock_guard lock(meter_.mutex_);
+    meter_.report(what_, 0);
 }
 
 void Meter::Part::reach(std::uint64_t done_bytes) {
     if (done_bytes <= done_bytes_) return;
-    meter_.advance(done_bytes - std::exchange(done_bytes_, done_bytes), phase_, item_);
+    meter_.advance(done_bytes - std::exchange(done_bytes_, done_bytes), what_, done_bytes);
 }
 
 }  // namespace lamina::store

@@ -19,19 +19,23 @@ public:
     /// One part of the total. One thread.
     class Part {
     public:
-        Part(Meter& meter, std::string phase, std::string item);
+        struct What {
+            std::string phase;
+            std::string item;
+            std::uint64_t item_total_bytes = 0;  ///< 0: not known.
+        };
+        Part(Meter& meter, What what);
         void reach(std::uint64_t done_bytes);  ///< So much of it is done.
 
     private:
         Meter& meter_;
-        const std::string phase_;
-        const std::string item_;
+        const What what_;
         std::uint64_t done_bytes_ = 0;
     };
 
 private:
-    void advance(std::uint64_t bytes, const std::string& phase, const std::string& item);
-    void report(const std::string& phase, const std::string& item);
+    void advance(std::uint64_t bytes, const Part::What& what, std::uint64_t item_done_bytes);
+    void report(const Part::What& what, std::uint64_t item_done_bytes);
 
     const ProgressFunction& function_;
     std::mutex mutex_;  // Guards all below, and keeps calls of the function apart.

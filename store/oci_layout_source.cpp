@@ -17,7 +17,6 @@ namespace {
 
 constexpr std::uint64_t kMaxAllDocumentBytes = 64ull << 20;
 constexpr std::size_t kMaxImages = 1000;
-constexpr int kMaxNestedIndexes = 4;
 constexpr std::string_view kRefName = "org.opencontainers.image.ref.name";
 constexpr std::string_view kContainerdName = "io.containerd.image.name";
 
@@ -30,11 +29,6 @@ std::string annotation(const oci::Descriptor& descriptor, std::string_view key) 
 std::string name_of(const oci::Descriptor& descriptor) {
     const std::string whole = annotation(descriptor, kContainerdName);
     return whole.empty() ? annotation(descriptor, kRefName) : whole;
-}
-
-bool is_image_config(std::string_view media_type) {
-    return media_type == "application/vnd.oci.image.config.v1+json" ||
-           media_type == "application/vnd.docker.container.image.v1+json";
 }
 
 template <class Parse>
@@ -71,7 +65,11 @@ std::string blob_path(const BlobDigest& digest) {
 OciLayoutSource::OciLayoutSource(std::unique_ptr<SourceFiles> files, std::string tag, oci::Platform platform)
     : files_(std::move(files)), tag_(std::move(tag)), platform_(std::move(platform)) {}
 
-std::vector<std::byte> OciLayoutSource::read_document(const oci::Descriptor& descriptor) {
+std::string OciLayoutSource::document_name(const BlobDigest& digest) const {
+    return files_->describe(blob_path(digest));
+}
+
+std::vector<std::byte> OciLayoutSource::read(const oci::Descriptor& descriptor) {
     const std::string name = files_->describe(blob_path(descriptor.digest));
     if (descriptor.size_bytes > oci::kMaxDocumentBytes) {
         throw Error(Errc::malformed, name + ": its descriptor promises " + std::to_string(descriptor.size_bytes) +
@@ -138,31 +136,9 @@ std::vector<OciLayoutSource::Named> OciLayoutSource::chosen_entries() {
     return chosen;
 }
 
-oci::Descriptor OciLayoutSource::resolve_manifest(oci::Descriptor descriptor, std::vector<std::byte>& document) {
-    for (int depth = 0; depth <= kMaxNestedIndexes; ++depth) {
-        const std::string name = files_->describe(blob_path(descriptor.digest));
-        const bool is_index = oci::is_image_index(descriptor.media_type);
-        if (!is_index && !oci::is_manifest(descriptor.media_type)) {
-            throw Error(Errc::unsupported, name + ": media type " + quoted(descriptor.media_type) +
-                                               " is neither a manifest's nor an image index's");
-        }
-        document = read_document(descriptor);
-        if (!is_index) return descriptor;
-        descriptor = parse_naming(name, [&]() -> oci::Descriptor {
-            return oci::choose_platform(oci::parse_image_index(document), platform_);
-        });
-    }
-    throw Error(Errc::malformed, files_->describe(blob_path(descriptor.digest)) +
-                                     ": image indexes nested deeper than " + std::to_string(kMaxNestedIndexes));
-}
-
-SourceLayer OciLayoutSource::check_layer(const oci::Descriptor& descriptor, const DiffId& diff_id) {
+SourceLayer OciLayoutSource::describe_layer(const oci::Descriptor& descriptor, const DiffId& diff_id) {
     const std::string path = blob_path(descriptor.digest);
-    const std::optional<Compression> compression = oci::layer_compression(descriptor.media_type);
-    if (!compression) {
-        throw Error(Errc::unsupported, "layer " + descriptor.digest.digest.text() + ": media type " +
-                                           quoted(descriptor.media_type) + " is none that can be unpacked");
-    }
+    check_layer_type(descriptor);
     if (!files_->has(path)) throw Error(Errc::not_found, files_->describe(path) + ": missing layer");
     const SourceFiles::OpenFile file = files_->open(path);
     if (file.size_bytes != descriptor.size_bytes) {
@@ -175,33 +151,6 @@ SourceLayer OciLayoutSource::check_layer(const oci::Descriptor& descriptor, cons
                        .compression = compression_of(file.first_bytes)};
 }
 
-std::optional<SourceImage> OciLayoutSource::load_image(const Named& named, bool may_be_no_image) {
-    SourceImage image{.name = named.name};
-    const oci::Descriptor descriptor = resolve_manifest(named.descriptor, image.manifest);
-    image.manifest_media_type = descriptor.media_type;
-    const std::string manifest_name = files_->describe(blob_path(descriptor.digest));
-    const oci::Manifest manifest =
-        parse_naming(manifest_name, [&] { return oci::parse_manifest(image.manifest, descriptor.media_type); });
-    if (!is_image_config(manifest.config.media_type)) {
-        if (may_be_no_image) return std::nullopt;
-        throw Error(Errc::unsupported,
-                    manifest_name + ": not an image: its config has media type " + quoted(manifest.config.media_type));
-    }
-    image.config = read_document(manifest.config);
-    const std::string config_name = files_->describe(blob_path(manifest.config.digest));
-    const oci::Config config = parse_naming(config_name, [&] { return oci::parse_config(image.config); });
-    if (config.diff_ids.size() != manifest.layers.size()) {
-        throw Error(Errc::malformed, config_name + ": " + std::to_string(config.diff_ids.size()) +
-                                         " diff IDs, the manifest has " + std::to_string(manifest.layers.size()) +
-                                         " layers");
-    }
-    for (std::size_t i = 0; i < manifest.layers.size(); ++i) {
-        image.layers.push_back(check_layer(manifest.layers[i], config.diff_ids[i]));
-        image.total_blob_bytes += manifest.layers[i].size_bytes;
-    }
-    return image;
-}
-
 void OciLayoutSource::load_once() {
     if (is_loaded_) return;
     images_.clear();
@@ -209,7 +158,8 @@ void OciLayoutSource::load_once() {
     for (const Named& named : chosen) {
         // Signatures and attestations lie nameless beside the images.
         const bool may_be_no_image = named.name.empty() && chosen.size() > 1;
-        if (std::optional<SourceImage> image = load_image(named, may_be_no_image)) {
+        const WantedImage wanted{named.descriptor, platform_, named.name, may_be_no_image};
+        if (std::optional<SourceImage> image = load_source_image(*this, wanted)) {
             images_.push_back(*std::move(image));
         }
     }

@@ -2,6 +2,7 @@
 
 #include "store/blob_source.h"
 #include "store/source_files.h"
+#include "store/source_image.h"
 
 #include <memory>
 #include <set>
@@ -10,7 +11,7 @@
 namespace lamina::store {
 
 /// The images of an OCI image layout (image-spec 1.1, image-layout.md), in a folder or in a tar.
-class OciLayoutSource : public ImageSource {
+class OciLayoutSource : public ImageSource, private DocumentReader {
 public:
     /// `tag`: the image whose name (annotation org.opencontainers.image.ref.name or io.containerd.image.name) it is;
     /// empty: all images. `files` holds oci-layout, index.json and blobs/.
@@ -25,10 +26,9 @@ private:
     };
     void load_once();
     std::vector<Named> chosen_entries();
-    std::optional<SourceImage> load_image(const Named& named, bool may_be_no_image);
-    oci::Descriptor resolve_manifest(oci::Descriptor descriptor, std::vector<std::byte>& document);
-    std::vector<std::byte> read_document(const oci::Descriptor& descriptor);
-    SourceLayer check_layer(const oci::Descriptor& descriptor, const DiffId& diff_id);
+    std::vector<std::byte> read(const oci::Descriptor& descriptor) override;
+    SourceLayer describe_layer(const oci::Descriptor& descriptor, const DiffId& diff_id) override;
+    std::string document_name(const BlobDigest& digest) const override;
 
     std::unique_ptr<SourceFiles> files_;
     std::string tag_;

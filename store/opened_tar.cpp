@@ -26,13 +26,12 @@ LayerStream::Expected measure(ByteSource& blob) {
 
 }  // namespace
 
-OpenedTar open_tar(ImageSource& source, std::size_t image, std::size_t layer, const SourceLayer& description) {
-    if (!description.blob && description.compression == Compression::none) {
-        return {.tar = source.open_layer(image, layer), .read_bytes = {}};
-    }
-    const LayerStream::Expected expected =
-        description.blob ? *description.blob : measure(*source.open_layer(image, layer));
-    auto stream = LayerStream::open(source.open_layer(image, layer), description.compression, expected, StreamLimits{});
+OpenedTar open_tar(ImageSource& source, const WantedLayer& wanted, const std::stop_token& stop) {
+    const SourceLayer& description = wanted.description;
+    const auto open = [&] { return source.open_layer_until(wanted.image, wanted.layer, stop); };
+    if (!description.blob && description.compression == Compression::none) return {.tar = open(), .read_bytes = {}};
+    const LayerStream::Expected expected = description.blob ? *description.blob : measure(*open());
+    auto stream = LayerStream::open(open(), description.compression, expected, StreamLimits{});
     auto read_bytes = [stream = stream.get()] { return stream->blob_bytes_read(); };
     return {.tar = std::move(stream), .read_bytes = std::move(read_bytes)};
 }

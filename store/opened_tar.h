@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stop_token>
 
 namespace lamina::store {
 
@@ -17,7 +18,14 @@ struct OpenedTar {
 };
 using OpenTar = std::function<OpenedTar()>;
 
-/// One layer of a source, uncompressed and checked against what the source promises of its blob.
-OpenedTar open_tar(ImageSource& source, std::size_t image, std::size_t layer, const SourceLayer& description);
+struct WantedLayer {
+    std::size_t image;
+    std::size_t layer;
+    const SourceLayer& description;
+};
+
+/// One layer of a source, uncompressed and checked against what the source promises of its blob. `stop` ends a wait for
+/// the source.
+OpenedTar open_tar(ImageSource& source, const WantedLayer& wanted, const std::stop_token& stop);
 
 }  // namespace lamina::store

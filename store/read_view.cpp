@@ -1,14 +1,44 @@
 #include "store/read_view.h"
 
 #include "store/chunk_store.h"
+#include "store/error.h"
 #include "store/tree_read_view.h"
+
+#include <utility>
 
 namespace lamina::store {
 
+namespace {
+
+class FetchingChunks : public ChunkSource {
+public:
+    FetchingChunks(std::unique_ptr<ChunkStore> chunks, std::unique_ptr<ChunkFetcher> fetcher)
+        : chunks_(std::move(chunks)), fetcher_(std::move(fetcher)) {}
+
+    void read(const ChunkId& chunk, std::uint32_t offset_bytes, std::span<std::byte> out) override {
+        try {
+            return chunks_->read(chunk, offset_bytes, out);
+        } catch (const Error& error) {  // Of a lazy layer, or lost: whoever is asked knows.
+            if (error.code() != Errc::not_found) throw;
+        }
+        fetcher_->fetch(chunk);
+        chunks_->read(chunk, offset_bytes, out);
+    }
+    bool is_warm(const ChunkId& chunk) override { return chunks_->is_warm(chunk); }
+
+private:
+    std::unique_ptr<ChunkStore> chunks_;
+    std::unique_ptr<ChunkFetcher> fetcher_;
+};
+
+}  // namespace
+
 std::unique_ptr<ReadView> ReadView::open(const std::string& store_root, const TreeDigest& tree,
-                                         std::uint64_t cache_bytes) {
+                                         std::uint64_t cache_bytes, std::unique_ptr<ChunkFetcher> fetcher) {
     auto opened = ImageTree::open(store_root + "/trees/" + tree.digest.hex() + ".tree", tree);
-    return make_read_view(std::move(opened), ChunkStore::open(store_root + "/packs", cache_bytes));
+    auto chunks = ChunkStore::open(store_root + "/packs", cache_bytes);
+    if (!fetcher) return make_read_view(std::move(opened), std::move(chunks));
+    return make_read_view(std::move(opened), std::make_unique<FetchingChunks>(std::move(chunks), std::move(fetcher)));
 }
 
 }  // namespace lamina::store

@@ -12,12 +12,21 @@
 
 namespace lamina::store {
 
+/// Gets chunks that are in no pack, from whoever can. Thread-safe.
+class ChunkFetcher {
+public:
+    virtual ~ChunkFetcher() = default;
+    /// Returns when the chunk is stored. Throws what kept it from that: unavailable, timed_out, corrupt, not_found.
+    virtual void fetch(const ChunkId& chunk) = 0;
+};
+
 /// All that a mount may see of the store: one image's tree and the bytes of its files. Reads only; thread-safe.
 class ReadView {
 public:
-    /// `store_root` is the store's folder. Throws not_found when the tree is gone, corrupt when it is damaged.
+    /// `store_root` is the store's folder. Throws not_found when the tree is gone, corrupt when it is damaged. With a
+    /// `fetcher`, read() waits for chunks that are not stored.
     static std::unique_ptr<ReadView> open(const std::string& store_root, const TreeDigest& tree,
-                                          std::uint64_t cache_bytes);
+                                          std::uint64_t cache_bytes, std::unique_ptr<ChunkFetcher> fetcher = nullptr);
     virtual ~ReadView() = default;
     virtual const ImageTree& tree() const = 0;
     /// Bytes of a regular file; fewer than asked only at its end; holes are zeros.

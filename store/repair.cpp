@@ -225,7 +225,7 @@ void Repair::read_layer(ImageSource& source, const SourceImage& image, std::size
     poll();
     report("reading", diff_id ? diff_id->digest.text() : image.name);
     const std::string path = folder_.path() + "/" + std::to_string(next_recipe_++) + kRecipeSuffix;
-    const OpenedTar opened = open_tar(source, position, layer, description);
+    const OpenedTar opened = open_tar(source, {position, layer, description}, stop_);
     Sink sink(*this);
     const ImportedLayer imported = import_layer(*opened.tar, sink, path, LayerLimits{}, stop_);
     if (diff_id && imported.diff_id != *diff_id) {

@@ -6,6 +6,7 @@
 #include "store/image_paths.h"
 #include "store/importer.h"
 #include "store/printable.h"
+#include "store/pusher.h"
 #include "store/recompress.h"
 #include "store/repair.h"
 #include "store/reserve.h"
@@ -20,6 +21,7 @@
 #include <sys/random.h>
 #include <system_error>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <ctime>
@@ -73,6 +75,12 @@ public:
     std::vector<ImageSummary> import(const ImportRequest& request, std::stop_token stop) override {
         return summaries(import_images(core_, request, stop));
     }
+    ImageSummary pull(const PullRequest& request, std::stop_token stop) override {
+        return summarize(pull_image(core_, request, stop));
+    }
+    PushReport push(const PushRequest& request, std::stop_token stop) override {
+        return push_image(core_, request, stop);
+    }
     ImageSummary commit(const CommitRequest& request, ByteSource& layer_tar, std::stop_token stop) override {
         return summary_of(commit_image(core_, request, layer_tar, stop));
     }
@@ -102,12 +110,19 @@ public:
     UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) override;
 
     std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) override;
+    void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) override;
     void discard_mount(const std::string& id) override;
 
 private:
-    static std::vector<ImageSummary> summaries(const std::vector<ImageRow>& rows) {
+    ImageSummary summarize(const ImageRow& row) const {
+        ImageSummary summary = summary_of(row);
+        summary.is_lazy =
+            std::ranges::any_of(row.layers, [&](const DiffId& layer) { return core_.lazy.is_lazy(layer); });
+        return summary;
+    }
+    std::vector<ImageSummary> summaries(const std::vector<ImageRow>& rows) const {
         std::vector<ImageSummary> all;
-        for (const ImageRow& row : rows) all.push_back(summary_of(row));
+        for (const ImageRow& row : rows) all.push_back(summarize(row));
         return all;
     }
     /// Then a missing index is a loss, not a beginning: opening must not take what it no longer names for strays.
@@ -172,7 +187,7 @@ ImageDetails StoreImpl::inspect(const std::string& image) {
     const auto text_of = [](const std::vector<std::byte>& bytes) {
         return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     };
-    ImageDetails details{.summary = summary_of(found.row),
+    ImageDetails details{.summary = summarize(found.row),
                          .manifest_json = text_of(documents.manifest),
                          .config_json = text_of(documents.config),
                          .layers = {}};
@@ -323,6 +338,11 @@ std::string StoreImpl::create_mount(const std::string& image, const std::string&
     }
     record_use(image);
     return id;
+}
+
+void StoreImpl::fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) {
+    if (!is_mount_id(mount_id)) throw Error(Errc::malformed, "mount " + store::quoted(mount_id) + ": not an ID");
+    core_.lazy.fetch(chunk, read_mount_base(core_.paths.mount(mount_id)).layers, stop);
 }
 
 void StoreImpl::discard_mount(const std::string& id) {

@@ -3,10 +3,12 @@
 #include "store/byte_stream.h"
 #include "store/content.h"
 #include "store/digest.h"
+#include "store/layer_stream.h"
 #include "store/oci.h"
 #include "store/progress.h"
 #include "store/read_view.h"
 #include "store/reference.h"
+#include "store/registry_auth.h"
 
 #include <cstdint>
 #include <memory>
@@ -31,6 +33,7 @@ struct ImageSummary {
     bool is_pinned = false;
     std::uint64_t logical_bytes = 0;
     std::uint64_t inode_count = 0;
+    bool is_lazy = false;  ///< Layers are missing, and come when they are read.
 };
 
 struct ImageDetails {
@@ -50,6 +53,34 @@ struct ImportRequest {
     std::optional<ImageName> name;  ///< Instead of the source's own; only when it has one image.
     oci::Platform platform = oci::Platform::host();
     ProgressFunction progress;  ///< May be empty.
+};
+
+struct PullRequest {
+    std::string reference;          ///< registry_reference.h
+    std::optional<ImageName> name;  ///< Instead of `reference`, which is the image's name as it was typed.
+    oci::Platform platform = oci::Platform::host();
+    /// Only documents and the index that push() published; layers when they are read. `automatic`: where there is one.
+    enum class Lazy { never, automatic, always } lazy = Lazy::never;
+    RegistryAccess access;
+    ProgressFunction progress;
+};
+
+struct PushRequest {
+    std::string image;                            ///< As ImageReference.
+    std::string target;                           ///< registry_reference.h, without digest; empty: the image's name.
+    Compression compression = Compression::gzip;  ///< Of layers that the registry has in no form.
+    bool publishes_index = false;  ///< Beside the image, what a lazy pull needs.
+    RegistryAccess access;
+    ProgressFunction progress;
+};
+
+struct PushReport {
+    std::string reference;  ///< Where it is now.
+    BlobDigest manifest;
+    std::uint64_t layers_there = 0;    ///< The registry had them in this repository,
+    std::uint64_t layers_mounted = 0;  ///< or in another one;
+    std::uint64_t layers_sent = 0;     ///< these were sent.
+    std::uint64_t sent_bytes = 0;
 };
 
 /// A new image from an existing one and one more layer, given as an uncompressed tar.
@@ -157,6 +188,8 @@ public:
     virtual const std::string& root() const = 0;
 
     virtual std::vector<ImageSummary> import(const ImportRequest& request, std::stop_token stop) = 0;
+    virtual ImageSummary pull(const PullRequest& request, std::stop_token stop) = 0;
+    virtual PushReport push(const PushRequest& request, std::stop_token stop) = 0;
     virtual ImageSummary commit(const CommitRequest& request, ByteSource& layer_tar, std::stop_token stop) = 0;
     virtual void save(const SaveRequest& request, std::stop_token stop) = 0;
 
@@ -198,6 +231,8 @@ public:
 
     /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.
     virtual std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) = 0;
+    /// Makes a chunk of a mount's lazy layers be stored. not_found: it is of none of them.
+    virtual void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) = 0;
     /// Removes a mount's folder with all its changes. busy when a server runs on it: what a running mount needs is kept
     /// by its base, so that must not go before.
     virtual void discard_mount(const std::string& id) = 0;

@@ -56,7 +56,8 @@ public:
                    core_.index->has_pack(*number);
         });
         take_from(core_.paths.layers(), [&](const std::string& name, const Leases::Held& held) {
-            const auto digest = digest_of_name(name, kRecipeSuffix);
+            auto digest = digest_of_name(name, kRecipeSuffix);
+            if (!digest) digest = digest_of_name(name, kLazySuffix);
             return digest && (held.layers.contains({*digest}) || core_.index->find_layer({*digest}));
         });
         take_from(core_.paths.trees(), [&](const std::string& name, const Leases::Held& held) {

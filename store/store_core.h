@@ -2,7 +2,9 @@
 
 #include "store/chunk_store.h"
 #include "store/file.h"
+#include "store/http_client.h"
 #include "store/index.h"
+#include "store/lazy_fetcher.h"
 #include "store/leases.h"
 #include "store/read_view.h"
 
@@ -19,6 +21,7 @@ namespace lamina::store {
 
 inline constexpr const char* kRecipeSuffix = ".recipe";
 inline constexpr const char* kTreeSuffix = ".tree";
+inline constexpr const char* kLazySuffix = ".lazy";
 
 /// Where things lie below a store's root (FORMAT.md, "Store folder").
 struct StorePaths {
@@ -30,6 +33,7 @@ struct StorePaths {
     std::string mounts() const { return root + "/mounts"; }
     std::string staging() const { return root + "/staging"; }
     std::string recipe(const DiffId& layer) const { return layers() + "/" + layer.digest.hex() + kRecipeSuffix; }
+    std::string lazy(const DiffId& layer) const { return layers() + "/" + layer.digest.hex() + kLazySuffix; }
     std::string tree(const TreeDigest& tree) const { return trees() + "/" + tree.digest.hex() + kTreeSuffix; }
     std::string mount(const std::string& id) const { return mounts() + "/" + id; }
 };
@@ -47,6 +51,16 @@ struct StoreCore {
     std::timed_mutex collecting;  ///< One gc or verify at a time. Taken before `publishing`.
     std::mutex mounting;    ///< Makes "is this image mounted?" and what follows from the answer one step. Outermost.
     std::atomic<std::uint64_t> next_job{1};
+    LazyFetcher lazy{*this};
+    /// For registries; one, so that its limits count for all jobs together. Made when it is first needed.
+    HttpClient& http() {
+        std::call_once(http_made_, [this] { http_ = std::make_unique<HttpClient>(); });
+        return *http_;
+    }
+
+private:
+    std::once_flag http_made_;
+    std::unique_ptr<HttpClient> http_;
 };
 
 /// The number of a pack file, by its name; nullopt: another file of packs/.

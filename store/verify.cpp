@@ -142,11 +142,17 @@ private:
             for (const auto entries = recipe->entries(); entries->next();) ++entry_count;
             if (entry_count != layer.entry_count) problem(what + ": its recipe has another number of entries");
             std::size_t bad_count = 0;
+            const bool is_lazy = core_.lazy.is_lazy(layer.diff_id);
             for (const ChunkId& chunk : recipe->chunks()) {
-                if (!is_good(chunk)) ++bad_count;
+                if (is_good(chunk)) continue;
+                if (is_lazy && !core_.chunks->find(chunk)) {
+                    awaited_.insert(chunk);
+                } else {
+                    ++bad_count;
+                }
             }
             if (bad_count > 0) problem(what + ": " + std::to_string(bad_count) + " of its chunks are missing or bad");
-            if (check_data_ && bad_count == 0) check_tar(what, layer, *recipe);
+            if (check_data_ && bad_count == 0 && !is_lazy) check_tar(what, layer, *recipe);
         });
         if (problems_.size() != problems_before) hit_layers_.insert(layer.diff_id);
         done("checking layers", what, layer.recipe_bytes);
@@ -203,7 +209,8 @@ private:
         const std::uint64_t size_bytes = tree.attributes(file).size_bytes;
         if (size_bytes == 0) return true;
         for (const ImageTree::PlacedPart& placed : tree.parts(file, 0, size_bytes)) {
-            if (!placed.part.is_hole && !is_good(placed.part.chunk)) return false;
+            const ChunkId& chunk = placed.part.chunk;
+            if (!placed.part.is_hole && !is_good(chunk) && !awaited_.contains(chunk)) return false;
         }
         return true;
     }
@@ -223,6 +230,7 @@ private:
     const std::stop_token& stop_;
     std::vector<std::string> problems_;
     std::unordered_set<ChunkId> bad_;
+    std::unordered_set<ChunkId> awaited_;  ///< Missing of lazy layers: fetched when they are read.
     std::set<std::uint32_t> lost_packs_;
     std::set<DiffId> hit_layers_;
     std::set<TreeDigest> hit_trees_;

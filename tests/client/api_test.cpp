@@ -65,8 +65,9 @@ TEST_CASE("messages look as the golden text says", "[client][api]") {
     CHECK(api::to_text(api::GcResult{}) ==
           R"({"dry_run":false,"freed_bytes":0,"images_removed":0,"packs_removed":0,)"
           R"("packs_rewritten":0,"layers_removed":0,"trees_removed":0,"packs_waiting":0})");
-    CHECK(api::to_text(api::Progress{"reading", "layer 1", 5, 10}) ==
-          R"({"phase":"reading","item":"layer 1","done_bytes":5,"total_bytes":10})");
+    CHECK(api::to_text(api::Progress{"reading", "layer 1", 5, 10, 2, 3}) ==
+          R"({"phase":"reading","item":"layer 1","done_bytes":5,"total_bytes":10,)"
+          R"("item_done_bytes":2,"item_total_bytes":3})");
 }
 
 TEST_CASE("percent encoding gives back any bytes, and a broken escape is refused", "[client][api]") {

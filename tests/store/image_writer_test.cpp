@@ -24,7 +24,7 @@ namespace {
 
 const auto kAmd64 = store::oci::Platform::parse("linux/amd64");
 
-store::ImageToWrite::Layer layer_of(const std::string& tar) {
+store::LayerToWrite layer_of(const std::string& tar) {
     return {.diff_id = {store::Digest::of(store::as_bytes(tar))},
             .tar_bytes = tar.size(),
             .write_tar = [tar](store::ByteSink& out) {

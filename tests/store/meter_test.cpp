@@ -19,7 +19,7 @@ TEST_CASE("parts of a job that run side by side add up, and are told in order", 
         std::vector<std::jthread> threads;
         for (int i = 0; i < 3; ++i) {
             threads.emplace_back([&, i] {
-                Meter::Part part(meter, "reading", std::to_string(i));
+                Meter::Part part(meter, {.phase = "reading", .item = std::to_string(i)});
                 for (std::uint64_t done = 0; done <= kPartBytes; done += 100'000) part.reach(done);
                 part.reach(kPartBytes - 1);
                 part.reach(kPartBytes);

@@ -1,0 +1,151 @@
+#include "store/lazy_index.h"
+
+#include "store/error.h"
+#include "store/json.h"
+#include "store/memory_source.h"
+
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/serialize.hpp>
+
+#include <map>
+
+namespace lamina::store {
+
+namespace {
+
+constexpr const char* kArtifactType = "application/vnd.lamina.index.v1";
+constexpr const char* kManifestType = "application/vnd.oci.image.manifest.v1+json";
+constexpr const char* kImageIndexType = "application/vnd.oci.image.index.v1+json";
+constexpr const char* kEmptyType = "application/vnd.oci.empty.v1+json";
+constexpr const char* kDiffIdKey = "lamina.diff-id";
+constexpr std::string_view kEmptyConfig = "{}";
+
+boost::json::object json_of(const oci::Descriptor& descriptor) {
+    boost::json::object object{{"mediaType", descriptor.media_type},
+                               {"digest", descriptor.digest.digest.text()},
+                               {"size", descriptor.size_bytes}};
+    if (descriptor.annotations.empty()) return object;
+    boost::json::object annotations;
+    for (const auto& [key, value] : descriptor.annotations) annotations[key] = value;
+    object["annotations"] = std::move(annotations);
+    return object;
+}
+
+oci::Descriptor empty_config() {
+    const auto bytes = as_bytes(kEmptyConfig);
+    return {.media_type = kEmptyType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
+}
+
+std::string fallback_tag(const BlobDigest& subject) {
+    return "sha256-" + subject.digest.hex();
+}
+
+// The descriptors of an image index that are indexes of ours, the last one last.
+std::vector<oci::Descriptor> ours_in(std::span<const std::byte> document) {
+    const boost::json::value value = json::parse(document, {.document_bytes = oci::kMaxDocumentBytes});
+    const json::Field manifests = json::Field(value, "").member("manifests");
+    const oci::ImageIndex index = oci::parse_image_index(document);
+    std::vector<oci::Descriptor> found;
+    for (std::size_t i = 0; i < index.manifests.size(); ++i) {
+        if (manifests.item(i).text_or_empty("artifactType") == kArtifactType) found.push_back(index.manifests[i]);
+    }
+    return found;
+}
+
+std::vector<oci::Descriptor> referrers(RegistrySession& session, const BlobDigest& subject) {
+    if (const auto document = session.find_referrers(subject)) return ours_in(*document);
+    try {
+        return ours_in(session.manifest(fallback_tag(subject)).bytes);
+    } catch (const Error& error) {  // No such tag: nobody has published one.
+        if (error.code() != Errc::not_found) throw;
+        return {};
+    }
+}
+
+// Two who do this at once may lose one of the two entries: the registry offers no way to tell. What is lost is an index
+// that can be published again.
+void add_to_fallback_tag(RegistrySession& session, const BlobDigest& subject, boost::json::object entry) {
+    boost::json::value index =
+        boost::json::object{{"schemaVersion", 2}, {"mediaType", kImageIndexType}, {"manifests", boost::json::array()}};
+    try {
+        const auto document = session.manifest(fallback_tag(subject));
+        oci::parse_image_index(document.bytes);
+        index = json::parse(document.bytes, {.document_bytes = oci::kMaxDocumentBytes});
+    } catch (const Error& error) {  // The first one.
+        if (error.code() != Errc::not_found) throw;
+    }
+    boost::json::array& entries = index.as_object().at("manifests").as_array();
+    const boost::json::value digest = entry.at("digest");
+    for (const boost::json::value& other : entries) {
+        if (other.as_object().at("digest") == digest) return;
+    }
+    entries.push_back(std::move(entry));
+    session.put_manifest(fallback_tag(subject), kImageIndexType, as_bytes(boost::json::serialize(index)));
+}
+
+}  // namespace
+
+std::string LazyIndex::write(const oci::Descriptor& subject) const {
+    boost::json::array blobs;
+    for (const Layer& layer : layers) {
+        for (oci::Descriptor blob : {layer.recipe, layer.points}) {
+            blob.annotations = {{kDiffIdKey, layer.diff_id.digest.text()}};
+            blobs.push_back(json_of(blob));
+        }
+    }
+    return boost::json::serialize(boost::json::object{{"schemaVersion", 2},
+                                                      {"mediaType", kManifestType},
+                                                      {"artifactType", kArtifactType},
+                                                      {"config", json_of(empty_config())},
+                                                      {"layers", std::move(blobs)},
+                                                      {"subject", json_of(subject)}});
+}
+
+LazyIndex LazyIndex::parse(std::span<const std::byte> manifest, const BlobDigest& subject) {
+    const boost::json::value value = json::parse(manifest, {.document_bytes = oci::kMaxDocumentBytes});
+    const json::Field root(value, "");
+    const oci::Manifest document = oci::parse_manifest(manifest, kManifestType);
+    if (root.text_or_empty("artifactType") != kArtifactType)
+        root.fail("artifactType is not " + std::string(kArtifactType));
+    if (root.member("subject").member("digest").text() != subject.digest.text()) root.fail("it is of another image");
+    if (document.layers.size() % 2 != 0) root.fail("it has not two blobs for each layer");
+    LazyIndex index;
+    for (std::size_t i = 0; i < document.layers.size(); i += 2) {
+        const oci::Descriptor& recipe = document.layers[i];
+        const oci::Descriptor& points = document.layers[i + 1];
+        const auto diff_id = recipe.annotations.find(kDiffIdKey);
+        const bool is_pair = recipe.media_type == kRecipeMediaType && points.media_type == kAccessPointsMediaType &&
+                             diff_id != recipe.annotations.end() && points.annotations == recipe.annotations;
+        if (!is_pair) root.fail("its blobs are not recipe and access points of a layer");
+        index.layers.push_back({.diff_id = {Digest::parse(diff_id->second)}, .recipe = recipe, .points = points});
+    }
+    return index;
+}
+
+std::optional<LazyIndex> find_lazy_index(RegistrySession& session, const BlobDigest& subject) {
+    const std::vector<oci::Descriptor> found = referrers(session, subject);
+    if (found.empty()) return std::nullopt;
+    const auto document = session.manifest(found.back().digest.digest.text());
+    return LazyIndex::parse(document.bytes, subject);
+}
+
+void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject) {
+    const oci::Descriptor config = empty_config();
+    if (!session.find_blob(config.digest)) {
+        const auto bytes = as_bytes(kEmptyConfig);
+        session.upload_blob(
+            config, [&] { return std::make_unique<MemorySource>(std::vector<std::byte>(bytes.begin(), bytes.end())); });
+    }
+    const std::string text = index.write(subject);
+    const auto bytes = as_bytes(text);
+    const oci::Descriptor artifact{
+        .media_type = kManifestType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
+    const bool has_referrers = session.put_manifest(artifact.digest.digest.text(), kManifestType, bytes);
+    if (has_referrers) return;
+    boost::json::object entry = json_of(artifact);
+    entry["artifactType"] = kArtifactType;
+    add_to_fallback_tag(session, subject.digest, std::move(entry));
+}
+
+}  // namespace lamina::store

@@ -1,0 +1,41 @@
+#pragma once
+
+#include "store/digest.h"
+#include "store/oci.h"
+#include "store/registry_session.h"
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lamina::store {
+
+/// What one node publishes beside an image so that others can mount it before its layers are there: for each layer its
+/// recipe (where its bytes are in its tar, by chunk) and its access points. An OCI artifact whose subject is the
+/// image's manifest; found through the referrers API, or where a registry has none, under the tag that stands in for it
+/// (distribution-spec 1.1, "Listing Referrers"). Whoever may write to the repository may write one: what it says of a
+/// layer is believed only as far as digests show it (LazyFetcher).
+struct LazyIndex {
+    struct Layer {
+        DiffId diff_id;
+        oci::Descriptor recipe;
+        oci::Descriptor points;
+    };
+    std::vector<Layer> layers;
+
+    std::string write(const oci::Descriptor& subject) const;
+    /// malformed: not a whole index of this version for this subject.
+    static LazyIndex parse(std::span<const std::byte> manifest, const BlobDigest& subject);
+};
+
+inline constexpr const char* kRecipeMediaType = "application/vnd.lamina.recipe.v1";
+inline constexpr const char* kAccessPointsMediaType = "application/vnd.lamina.access-points.v1";
+
+/// The newest index for a manifest that the registry has; nullopt: none.
+std::optional<LazyIndex> find_lazy_index(RegistrySession& session, const BlobDigest& subject);
+
+/// Makes the registry have it. Its blobs must be there.
+void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject);
+
+}  // namespace lamina::store

@@ -1,0 +1,151 @@
+#include "store/lazy_pull.h"
+
+#include "store/error.h"
+#include "store/import_job.h"
+#include "store/lazy_index.h"
+#include "store/recipe.h"
+
+#include <algorithm>
+#include <utility>
+
+// What makes a layer lazy is on the disk before its row is: a crash in between leaves nothing that looks whole.
+namespace lamina::store {
+
+namespace {
+
+constexpr std::uint64_t kMaxRecipeBytes = 512ull << 20;
+constexpr std::uint64_t kMaxPointsBytes = 64ull << 20;
+constexpr std::uint64_t kMaxGapBytes = 128ull << 20;
+
+class LazyPull {
+public:
+    LazyPull(StoreCore& core, const PullRequest& request, RegistrySource& source, const std::stop_token& stop)
+        : core_(core),
+          request_(request),
+          source_(source),
+          stop_(stop),
+          image_(source.images().front()),
+          places_(source.places()),
+          meter_(request.progress),
+          job_(core, meter_),
+          folder_(core) {}
+
+    std::optional<ImageRow> run() {
+        const auto index = find_lazy_index(*places_.front(), {Digest::of(image_.manifest)});
+        if (!index) {
+            if (request_.lazy == PullRequest::Lazy::automatic) return std::nullopt;
+            throw Error(Errc::not_found,
+                        request_.reference + ": no index is published beside it; lamina push --index makes one");
+        }
+        std::uint64_t total_bytes = 0;
+        for (const LazyIndex::Layer& layer : index->layers)
+            total_bytes += layer.recipe.size_bytes + layer.points.size_bytes;
+        meter_.expect(total_bytes);
+        ImageParts parts{.manifest = image_.manifest,
+                         .manifest_media_type = image_.manifest_media_type,
+                         .config = image_.config,
+                         .layers = {},
+                         .name = request_.name};
+        if (!parts.name && !image_.name.empty()) parts.name = ImageName::parse(image_.name);
+        for (std::size_t i = 0; i < image_.layers.size(); ++i) {
+            parts.layers.push_back(image_.layers[i].diff_id.value());
+            make_layer(*index, i);
+        }
+        return job_.image(parts, stop_);
+    }
+
+private:
+    void make_layer(const LazyIndex& index, std::size_t number) {
+        const DiffId diff_id = image_.layers[number].diff_id.value();
+        const Leases::Claim claim = core_.leases.claim_layer(diff_id, stop_);
+        if (job_.known_layer(diff_id)) return;
+        const auto entry =
+            std::ranges::find_if(index.layers, [&](const auto& other) { return other.diff_id == diff_id; });
+        const std::string name = "layer " + std::to_string(number + 1) + " of " + request_.reference;
+        if (entry == index.layers.end()) throw Error(Errc::malformed, name + ": is not in the published index");
+        Meter::Part part(meter_, {.phase = "reading index",
+                                  .item = diff_id.digest.text(),
+                                  .item_total_bytes = entry->recipe.size_bytes + entry->points.size_bytes});
+        try {
+            make_layer(*entry, source_.layer_blobs().at(number));
+        } catch (const Error& error) {  // Which layer it was.
+            throw with_context(error, name);
+        }
+        part.reach(entry->recipe.size_bytes + entry->points.size_bytes);
+    }
+
+    void make_layer(const LazyIndex::Layer& entry, const oci::Descriptor& blob) {
+        const std::string path = folder_.path() + "/" + entry.diff_id.digest.hex();
+        const std::vector<std::byte> recipe_bytes = read(entry.recipe, kMaxRecipeBytes);
+        {
+            File file = File::create(path);
+            file.append(recipe_bytes);
+            file.sync();
+        }
+        const auto& place = places_.front()->place();
+        const LazyLayer lazy{.repository = named_repository(),
+                             .verifies_tls = request_.access.verifies_tls && !place.is_insecure,
+                             .auth_file = request_.access.auth_file,
+                             .cert_dir = request_.access.cert_dir,
+                             .blob = blob,
+                             .points = AccessPoints::parse(read(entry.points, kMaxPointsBytes))};
+        const LayerRow row = check(path, entry, lazy);
+        write_file_atomically(core_.paths.lazy(entry.diff_id), lazy.write());
+        rename_durably(path, core_.paths.recipe(entry.diff_id));
+        core_.index->add_layer(row, std::nullopt);
+    }
+
+    std::string named_repository() const {
+        const RegistryReference reference = RegistryReference::parse(request_.reference);
+        return reference.host.empty() ? places_.front()->place().reference.name() : reference.name();
+    }
+
+    std::vector<std::byte> read(const oci::Descriptor& blob, std::uint64_t limit_bytes) const {
+        const std::string name = "blob " + blob.digest.digest.text() + " of the index";
+        if (blob.size_bytes == 0 || blob.size_bytes > limit_bytes) throw Error(Errc::malformed, name + ": too large");
+        std::vector<std::byte> bytes = read_registry_range(places_, blob, {0, blob.size_bytes}, stop_);
+        if (Digest::of(bytes) == blob.digest.digest) return bytes;
+        throw Error(Errc::corrupt, name + ": its bytes have another digest");
+    }
+
+    static LayerRow check(const std::string& recipe_path, const LazyIndex::Layer& entry, const LazyLayer& lazy) {
+        const auto recipe = Recipe::open(recipe_path);
+        const bool is_meant = recipe->diff_id() == entry.diff_id && recipe->tar_bytes() == lazy.points.tar_bytes &&
+                              lazy.points.blob == lazy.blob.digest && lazy.points.blob_bytes == lazy.blob.size_bytes;
+        if (!is_meant) throw Error(Errc::malformed, "the published index is of another layer or blob");
+        if (lazy.points.widest_gap_bytes() > kMaxGapBytes) {
+            throw Error(Errc::unsupported, "its blob cannot be read in parts: pull it with --lazy=never");
+        }
+        LayerRow row{.diff_id = entry.diff_id,
+                     .tar_bytes = recipe->tar_bytes(),
+                     .entry_count = 0,
+                     .recipe_bytes = file_size(recipe_path)};
+        for (const auto entries = recipe->entries(); entries->next();) ++row.entry_count;
+        return row;
+    }
+
+    StoreCore& core_;
+    const PullRequest& request_;
+    RegistrySource& source_;
+    const std::stop_token& stop_;
+    const SourceImage image_;
+    const RegistryPlaces places_;
+    Meter meter_;
+    ImportJob job_;
+    JobFolder folder_;
+};
+
+}  // namespace
+
+std::optional<ImageRow> pull_lazily(StoreCore& core, const PullRequest& request, RegistrySource& source,
+                                    const std::stop_token& stop) {
+    try {
+        return LazyPull(core, request, source, stop).run();
+    } catch (
+        const Error& error) {  // A layer that cannot be lazy: then all of it comes at once, unless that is forbidden.
+        if (error.code() != Errc::unsupported || request.lazy == PullRequest::Lazy::always) throw;
+        return std::nullopt;
+    }
+}
+
+}  // namespace lamina::store
