@@ -23,7 +23,8 @@ const EVP_MD* sha256() {
 }
 
 void begin(EVP_MD_CTX* context) {
-    if (EVP_DigestInit_ex(context, sha256(), nullptr) != 1) throw Error(Errc::internal, "SHA-256 is not available");
+    if (!sha256()) throw Error(Errc::internal, "SHA-256 is not available");
+    if (EVP_DigestInit_ex(context, sha256(), nullptr) != 1) throw std::bad_alloc();  // Nothing else can be missing.
 }
 
 }  // namespace

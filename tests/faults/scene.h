@@ -4,6 +4,7 @@
 #include "support/temp_dir.h"
 #include "support/test_store.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -41,8 +42,11 @@ public:
     std::string problems(store::Store& store, const Operation& operation) const;
     /// The same for a store that was opened again: it also holds no leftovers.
     std::string problems_at_rest(store::Store& store, const Operation& operation) const;
-    /// Does it (again), collects, and tells what is wrong then.
-    std::string problems_of_next_try(store::Store& store, const Operation& operation) const;
+    /// Does it (again), collects, and tells what is wrong then. In the process in which a removal failed staging may
+    /// hold files: they go when the store is opened next.
+    enum class Staging { is_empty, may_hold_files };
+    std::string problems_of_next_try(store::Store& store, const Operation& operation,
+                                     Staging staging = Staging::is_empty) const;
 
 private:
     void make_template();
@@ -62,7 +66,16 @@ struct CallPoint {
     std::string label;
     unsigned number = 1;
 };
-/// The calls of a run that nothing disturbs; without `every` only the first of each label.
+/// Every one of `all`, or `most` of them, evenly spread.
+template <class T>
+std::vector<T> some_of(const std::vector<T>& all, std::size_t most) {
+    std::vector<T> some;
+    const std::size_t count = std::min(most, all.size());
+    for (std::size_t i = 0; i < count; ++i) some.push_back(all[i * all.size() / count]);
+    return some;
+}
+
+/// The calls of a run that nothing disturbs; without `every` some of them, each the first of its label.
 std::vector<CallPoint> call_points(const Scene& scene, const Operation& operation, bool every);
 
 /// Opens the store, does it, closes the store.
