@@ -45,6 +45,8 @@ ONE_SIDE = {
     "owners.user-mount": (KERNEL, "the server exchanges the numbers, not the union"),
     "errors.one-request": (KERNEL, "it is the server's boundary to the kernel"),
     "errors.log": (UNIT, "no mount is broken so often in a test"),
+    **{f"death.{name}": (KERNEL, "without a mount there is no server to kill") for name in (
+        "unseen", "once", "poison", "stuck", "errors", "upgrade", "alone", "next-mount", "readers")},
 }
 
 

@@ -67,7 +67,7 @@ TEST_CASE("what was changed is there after an unmount and the next mount", "[e2e
     CHECK(::access((mount / "etc").c_str(), F_OK) != 0);
 }
 
-TEST_CASE("what was synced is there after holder and server were killed", "[e2e][crash]") {
+TEST_CASE("what was synced is there after holder and server were killed", "[e2e][crash][death.next-mount]") {
     if (!test::can_mount()) return;
     RealMount mount(small_image());
     for (int round = 0; round < 3; ++round) {

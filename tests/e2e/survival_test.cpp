@@ -117,7 +117,8 @@ int scripted_changes(const std::string& root, int rounds) {
 
 }  // namespace
 
-TEST_CASE("open files, mappings and unlinked files live on when the server is killed", "[e2e][survival]") {
+TEST_CASE("open files, mappings and unlinked files live on when the server is killed",
+          "[e2e][survival][death.unseen]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const pid_t holder = mount.holder();
@@ -150,7 +151,8 @@ TEST_CASE("open files, mappings and unlinked files live on when the server is ki
     CHECK(mount.number_of("last_gap_us") > 0);
 }
 
-TEST_CASE("what was not yet in the log when the server died is there after the next mount", "[e2e][survival]") {
+TEST_CASE("what was not yet in the log when the server died is there after the next mount",
+          "[e2e][survival][death.unseen]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     for (int round = 0; round < 5; ++round) {
@@ -167,7 +169,8 @@ TEST_CASE("what was not yet in the log when the server died is there after the n
     CHECK(read_text(mount / "moved/motd") == "welcome");
 }
 
-TEST_CASE("no call fails and none is made twice while servers die at every kind of point", "[e2e][survival]") {
+TEST_CASE("no call fails and none is made twice while servers die at every kind of point",
+          "[e2e][survival][death.unseen][death.once]") {
     if (!test::can_mount()) return;
     const std::string points = GENERATE("received:30", "before_reply:30", "after_reply:30", "arena:800", "file:40");
     CAPTURE(points);
@@ -183,7 +186,7 @@ TEST_CASE("no call fails and none is made twice while servers die at every kind 
 }
 
 TEST_CASE("a mount ends in errors, not in processes that hang, where requests cannot be sent again",
-          "[e2e][survival]") {
+          "[e2e][survival][death.errors]") {
     if (!test::can_mount()) return;
     RealMount mount(image(), {.arguments = {"-o", "resend=off"}});
     const pid_t server = mount.server();
@@ -197,7 +200,7 @@ TEST_CASE("a mount ends in errors, not in processes that hang, where requests ca
 }
 
 TEST_CASE("a mount ends in errors, with a line that says so, where no server can be started any more",
-          "[e2e][survival]") {
+          "[e2e][survival][death.errors]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const std::string base = mount.folder() + "/base";
@@ -229,7 +232,7 @@ TEST_CASE("an unmount leaves no process, no socket and no memory", "[e2e][surviv
     CHECK_FALSE(store::exists(mount.folder() + "/control"));
 }
 
-TEST_CASE("a server that stands still while requests wait is replaced", "[e2e][survival]") {
+TEST_CASE("a server that stands still while requests wait is replaced", "[e2e][survival][death.stuck]") {
     if (!test::can_mount()) return;
     RealMount mount(image(), {.arguments = {"-o", "watchdog=0.3"}});
     const pid_t server = mount.server();
@@ -239,7 +242,8 @@ TEST_CASE("a server that stands still while requests wait is replaced", "[e2e][s
     CHECK(mount.number_of("restarts") == 1);
 }
 
-TEST_CASE("another program takes over a live mount, and the old one goes on when that cannot", "[e2e][survival]") {
+TEST_CASE("another program takes over a live mount, and the old one goes on when that cannot",
+          "[e2e][survival][death.upgrade]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const store::UniqueFd open(::open((mount / "etc/motd").c_str(), O_RDWR | O_CLOEXEC));
@@ -259,7 +263,8 @@ TEST_CASE("another program takes over a live mount, and the old one goes on when
     CHECK(read_text(mount.folder() + "/server.log").find("back to the old one") != std::string::npos);
 }
 
-TEST_CASE("a request that crashes every server is answered with an error, and the rest goes on", "[e2e][survival]") {
+TEST_CASE("a request that crashes every server is answered with an error, and the rest goes on",
+          "[e2e][survival][death.poison]") {
     if (!test::can_mount()) return;
     const Environment poison("LAMINA_POISON", "poisonous");
     RealMount mount(image());
@@ -272,7 +277,7 @@ TEST_CASE("a request that crashes every server is answered with an error, and th
     CHECK(read_text(mount.folder() + "/server.log").find("killed the server too often") != std::string::npos);
 }
 
-TEST_CASE("what a mount changed is told whole while its server is killed over it", "[e2e][survival]") {
+TEST_CASE("what a mount changed is told whole while its server is killed over it", "[e2e][survival][death.readers]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const auto write_again = [&](const std::string& text) {  // Only the data moves.
@@ -299,7 +304,7 @@ TEST_CASE("what a mount changed is told whole while its server is killed over it
     CHECK(mount.number_of("restarts") == 20);
 }
 
-TEST_CASE("a server goes on without its holder, and ends the mount as ever", "[e2e][survival]") {
+TEST_CASE("a server goes on without its holder, and ends the mount as ever", "[e2e][survival][death.alone]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     const pid_t holder = mount.holder();
@@ -310,7 +315,7 @@ TEST_CASE("a server goes on without its holder, and ends the mount as ever", "[e
     CHECK(read_text(mount / "after") == "x");
 }
 
-TEST_CASE("SIGTERM to the holder ends the mount, and nothing is left of it", "[e2e][survival]") {
+TEST_CASE("SIGTERM to the holder ends the mount, and nothing is left of it", "[e2e][survival][death.alone]") {
     if (!test::can_mount()) return;
     RealMount mount(image());
     REQUIRE(write_text(mount / "kept", "x"));

@@ -52,8 +52,7 @@ TEST_CASE("a write into a file of the view leaves the rest of it to the view", "
     CHECK(at.find("/etc/motd") < kFirstNewNode);
 }
 
-TEST_CASE("a removed name of the view is gone, and can be made again as something new",
-          "[fuse][union][inodes.replaced]") {
+TEST_CASE("a removed name of the view is gone, and can be made again as something new", "[fuse][union]") {
     UnionFixture at(small_image);
     CHECK(at.unlink("/etc/motd") == 0);
     CHECK(at.find("/etc/motd") == 0);
