@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import time
 
 from rich_tree import describe, difference, make_rich_tree
 from support import main, needs_fuse, needs_program, needs_root, run
@@ -218,8 +219,17 @@ class FullTest(DiskTest):
         self.assertEqual((big, size), ((self.mnt / "big").read_bytes(), (self.mnt / "filler").stat().st_size))
         make_room()
         (self.mnt / "filler").unlink()
+        self.wait_until_forgotten()
         (self.mnt / "small").write_text("changed")
         self.assertEqual("changed", (self.layers[1] / "small").read_text())
+
+    def wait_until_forgotten(self):
+        """A removed file takes its room until the kernel says, a moment later, that nobody has it open."""
+        for _ in range(400):
+            if not os.listdir(self.layers[2] / "work"):
+                return
+            time.sleep(0.05)
+        self.fail("a removed file is never forgotten")
 
     def test_what_needs_no_room_is_done_on_a_disk_that_has_none(self):
         """[upper.truncate], [upper.full-links]: both files below are larger than the disk."""
