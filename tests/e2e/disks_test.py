@@ -301,7 +301,10 @@ class LowerTest(DiskTest):
         parts = self.folders(self.folder, "part0", "part1")
         spread(tree, parts)
         lowers = self.folders(self.folder, "lower0", "lower1")
-        for part, lower, mount in zip(parts, lowers, (["mount", "-o", "loop,ro"], ["squashfuse", "-o", "allow_other"])):
+        programs = [["mount", "-o", "loop,ro"], ["squashfuse", "-o", "allow_other"]]
+        if not (parts[0] / "plain").exists():
+            programs.reverse()  # Its links stay links over a remount only where files have handles: not by FUSE.
+        for part, lower, mount in zip(parts, lowers, programs):
             image = part.with_suffix(".squashfs")
             run("mksquashfs", part, image, "-quiet", "-no-progress", "-xattrs")
             if not shutil.which(mount[0]) or run(*mount, image, lower, check=False).returncode != 0:
