@@ -103,11 +103,11 @@ std::uint32_t without_set_ids(fuse_req_t request, const Attributes& file) {
 /// change the mode keeps to what he does by a descriptor that he had before.
 Result<void> resolve_empty(fuse_req_t request, const Attributes& file, AttributeChange& change) {
     const Caller caller = caller_of(request);
-    const bool is_writing = waits_in_write(static_cast<std::uint32_t>(::fuse_req_ctx(request)->pid));
+    const auto is_writing = [&] { return waits_in_write(static_cast<std::uint32_t>(::fuse_req_ctx(request)->pid)); };
     const bool is_owner = caller.uid == 0 || caller.uid == file.uid;
     const bool has_set_ids = !S_ISDIR(file.mode) && without_set_ids(request, file) != (file.mode & 07777);
-    if (!is_owner && has_set_ids && !is_writing) return fail(EPERM);
-    change.clears_privileges = caller.uid != 0 || !is_writing;
+    if (!is_owner && has_set_ids && !is_writing()) return fail(EPERM);
+    change.clears_privileges = caller.uid != 0 || !is_writing();
     change.ctime = now();
     return {};
 }

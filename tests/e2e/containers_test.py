@@ -34,14 +34,6 @@ def config_of(**members):
     return spoil
 
 
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError("waited in vain")
-        time.sleep(0.02)
-
-
 def by_destination(config):
     return {mount["destination"]: mount for mount in config["mounts"]}
 

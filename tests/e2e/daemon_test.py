@@ -8,11 +8,10 @@ import signal
 import socket
 import stat
 import subprocess
-import time
 import unittest
 
 import support
-from support import IS_ROOT, Layout, StoreTest, entry, layer, main, needs_fuse, needs_program, run
+from support import IS_ROOT, Layout, StoreTest, entry, layer, main, needs_fuse, needs_program, run, wait_for
 
 SLOW_END = r"""
 #include <stdlib.h>
@@ -32,14 +31,6 @@ int unlink(const char* path) { return unlinkat(-100, path, 0); }
 """
 
 TREE = layer(entry("etc", "dir"), entry("etc/motd", data="hello\n"), entry("big", data=os.urandom(2_000_000)))
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError("waited in vain")
-        time.sleep(0.01)
 
 
 class DaemonTest(StoreTest):

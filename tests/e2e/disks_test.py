@@ -5,10 +5,9 @@ import errno
 import os
 import re
 import shutil
-import time
 
 from rich_tree import describe, difference, make_rich_tree
-from support import main, needs_fuse, needs_program, needs_root, run
+from support import main, needs_fuse, needs_program, needs_root, run, wait_for
 from unions import UnionTest, copy_tree, fuse, spread, unmount
 
 ACL_OF_XFS = re.compile(" trusted.SGI_ACL_[A-Z]+=[0-9a-f]+")  # xfs lists its own form of them, too
@@ -225,11 +224,7 @@ class FullTest(DiskTest):
 
     def wait_until_forgotten(self):
         """A removed file takes its room until the kernel says, a moment later, that nobody has it open."""
-        for _ in range(400):
-            if not os.listdir(self.layers[2] / "work"):
-                return
-            time.sleep(0.05)
-        self.fail("a removed file is never forgotten")
+        wait_for(lambda: not os.listdir(self.layers[2] / "work"))
 
     def test_what_needs_no_room_is_done_on_a_disk_that_has_none(self):
         """[upper.truncate], [upper.full-links]: both files below are larger than the disk."""

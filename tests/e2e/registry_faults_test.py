@@ -10,7 +10,7 @@ import time
 
 from registries import Proxy, needs_registry
 from registry_test import INSECURE, RegistryTest, noise
-from support import entry, layer, main, needs_program, sha256
+from support import entry, layer, main, needs_program, sha256, wait_for
 
 SECRET = "s3cret-word"
 PAIR = base64.b64encode(f"alice:{SECRET}".encode()).decode()
@@ -36,13 +36,6 @@ class FaultTest(RegistryTest):
         proxy = Proxy(self.registry.port, **options)
         self.addCleanup(proxy.close)
         return proxy
-
-    def wait_for(self, condition):
-        for _ in range(1200):
-            if condition():
-                return
-            time.sleep(0.05)
-        self.fail("it did not happen within a minute")
 
     def check_pulled(self):
         self.assertEqual("hello\n", self.lamina.call("cat", f"{self.proxy.host}/image:1", "/etc/motd").stdout)
@@ -136,7 +129,7 @@ class PassingTroubleTest(FaultTest):
         words = [self.lamina.program, "--store", self.lamina.store, "pull", INSECURE, f"{self.proxy.host}/image:1"]
         client = subprocess.Popen([str(word) for word in words], env=self.lamina.environment, stderr=subprocess.DEVNULL)
         self.addCleanup(client.kill)
-        self.wait_for(lambda: self.has_recipe())
+        wait_for(self.has_recipe, seconds=60)
         os.kill(self.lamina.daemon_pid(), signal.SIGKILL)
         self.assertNotEqual(0, client.wait(60))
         self.assertEqual([], self.lamina.json("images")["images"])
@@ -324,7 +317,7 @@ class SecretsTest(FaultTest):
                  f"{self.proxy.host}/image:1"]
         client = subprocess.Popen([str(word) for word in words], env=self.lamina.environment, stdout=subprocess.DEVNULL)
         self.addCleanup(client.kill)
-        self.wait_for(lambda: "/v2/image/manifests/1" in self.proxy.arrived)
+        wait_for(lambda: "/v2/image/manifests/1" in self.proxy.arrived, seconds=60)
         for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes()

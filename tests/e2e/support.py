@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import unittest
 
 BUILD = pathlib.Path(os.environ.get("LAMINA_BUILD", "build")).resolve()
@@ -331,6 +332,14 @@ def remove(path):
             os.unlink(path)
     else:
         shutil.rmtree(path)
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("waited in vain")
+        time.sleep(0.02)
 
 
 def main():
