@@ -106,7 +106,9 @@ void remove_half_mounts(const StorePaths& paths) {
 StoreFolder StoreFolder::open(const std::string& root) {
     StorePaths paths{usable_root(root)};
     make_folders(paths.root);
-    if (!exists(paths.root + "/format") && !looks_new(paths.root)) {  // Before anything of ours is put there.
+    // Before anything of ours is put there. Another daemon may be making the store: its format comes before all others.
+    const auto has_format = [&] { return exists(paths.root + "/format"); };
+    if (!has_format() && !looks_new(paths.root) && !has_format()) {
         throw Error(Errc::malformed, "store " + paths.root + ": the folder holds something else");
     }
     UniqueFd lock = lock_folder(paths.root);
