@@ -293,7 +293,11 @@ void Holder::reap() {
     pidfd_ = socket_ = -1;
     is_alive_ = false;
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-    if (!is_handed_over_) end(code);  // It has said why on standard error.
+    if (!is_handed_over_) {  // It has said why on standard error, unless it could not.
+        if (WIFSIGNALED(status))
+            std::fprintf(stderr, "lamina-fuse: the server died before it served (signal %d)\n", WTERMSIG(status));
+        end(code);
+    }
     if (page_->state == static_cast<std::uint64_t>(SessionPage::State::ended)) end(code);
     if (!may_start_again(status)) end(1);
     note_death(status);

@@ -9,6 +9,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -59,14 +60,13 @@ public:
 
 }  // namespace
 
-void install_kill_points_from_environment() {
+void read_kill_points_from_environment() {
     const char* const text = std::getenv("LAMINA_KILL_POINTS");
     const char* const left_out = std::getenv("LAMINA_WITHOUT");
     const std::string_view without = left_out == nullptr ? "" : left_out;
     g_left_out = {.seals = without == "seals", .undo = without == "undo", .locks = without == "locks"};
     const char* const poison_text = std::getenv("LAMINA_POISON");
     if (poison_text != nullptr) poison = poison_text;
-    if (text == nullptr && poison.empty()) return;
     for (std::string_view rest = text == nullptr ? "" : text; !rest.empty();) {
         const std::size_t end = rest.find(',');
         const std::string_view one = rest.substr(0, end);
@@ -76,6 +76,11 @@ void install_kill_points_from_environment() {
                 point.one_in = std::strtoull(one.data() + colon + 1, nullptr, 10);
         rest = end == rest.npos ? std::string_view() : rest.substr(end + 1);
     }
+}
+
+void arm_kill_points() {
+    const bool has_point = std::ranges::any_of(points, [](const Point& point) { return point.one_in != 0; });
+    if (!has_point && poison.empty()) return;
     g_kill_point = [](KillPoint point) {
         if (point == KillPoint::accepted) die_of_poison();
         maybe_die(points[static_cast<std::size_t>(point)]);

@@ -27,7 +27,9 @@ inline LeftOut g_left_out;
 /// process kills itself with one chance in so many. Names: received, accepted (was not carried out before),
 /// before_reply, after_reply, arena (between two stores), upper, file. With LAMINA_POISON=TEXT a request that has that
 /// text in it crashes it when it is accepted; LAMINA_WITHOUT names a member of LeftOut. For crash tests of the real
-/// program.
-void install_kill_points_from_environment();
+/// program. Nothing dies before arm_kill_points().
+void read_kill_points_from_environment();
+/// A mount outlives its server from when it serves, so the first server arms them then.
+void arm_kill_points();
 
 }  // namespace lamina::unionfs

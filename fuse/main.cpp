@@ -64,9 +64,15 @@ int serve(ServerOptions options, char** arguments) {
                                                 .watchdog_ms = options.watchdog_ms,
                                                 .stays_in_foreground = options.stays_in_foreground});
     // From here on a server. A step at which one was to die is that one's alone.
-    if (!holder.is_first()) store::g_fault_hook = nullptr;
-    unionfs::install_kill_points_from_environment();
-    unionfs::serve_mount(options, holder, [&background] { background.ready(); });
+    unionfs::read_kill_points_from_environment();
+    if (!holder.is_first()) {
+        store::g_fault_hook = nullptr;
+        unionfs::arm_kill_points();
+    }
+    unionfs::serve_mount(options, holder, [&background] {
+        unionfs::arm_kill_points();
+        background.ready();
+    });
     return 0;
 }
 

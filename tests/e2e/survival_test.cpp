@@ -185,6 +185,12 @@ TEST_CASE("no call fails and none is made twice while servers die at every kind 
     }
 }
 
+TEST_CASE("marked points are for servers of a mount that serves", "[e2e][survival]") {
+    if (!test::can_mount()) return;
+    const Environment kills("LAMINA_KILL_POINTS", "file:15,arena:150");
+    for (int round = 0; round < 20; ++round) CHECK(read_text(RealMount(image()) / "etc/motd") == "welcome");
+}
+
 TEST_CASE("a mount ends in errors, not in processes that hang, where requests cannot be sent again",
           "[e2e][survival][death.errors]") {
     if (!test::can_mount()) return;
