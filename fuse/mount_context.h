@@ -6,6 +6,7 @@
 #include "fuse/union_fs.h"
 #include "fuse/worker_pool.h"
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -48,6 +49,9 @@ struct OwnerMap {
     std::uint32_t kept_uid(std::uint32_t shown) const noexcept { return uids.kept(shown); }
     std::uint32_t kept_gid(std::uint32_t shown) const noexcept { return gids.kept(shown); }
 };
+
+/// How long a call that finds the disk full waits for removed files to be gone.
+inline constexpr std::chrono::milliseconds kForgetPatience{50};
 
 /// What an operation works with; lives as long as the mount. Owns nothing.
 struct MountContext {

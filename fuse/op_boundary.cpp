@@ -110,6 +110,12 @@ void send(fuse_req_t request, const UnionFs::FileSystemUsage& usage) {
     ::fuse_reply_statfs(request, &result);
 }
 
+bool waits_for_room(MountContext& context, Errno error) noexcept {
+    if ((error != Errno{ENOSPC} && error != Errno{EDQUOT}) || !context.fs->awaits_forget()) return false;
+    context.fs->wait_for_forget(kForgetPatience);
+    return true;
+}
+
 void log_failure(MountContext& context, const RawRequest& request, const char* why) noexcept {
     try {
         context.log->line(fmt::format("{} of inode {} by process {}: {}", opcode_name(request.header.opcode),

@@ -71,6 +71,9 @@ inline void send_error(fuse_req_t request, Errno error) {
 /// Logs what should not happen; never throws.
 void log_failure(MountContext& context, const RawRequest& request, const char* why) noexcept;
 
+/// When removed files may be what an ENOSPC or EDQUOT is due to: true, after a wait until they are gone.
+bool waits_for_room(MountContext& context, Errno error) noexcept;
+
 /// Runs `compute`; an exception becomes an errno.
 template <class Compute>
 auto contain_request(MountContext& context, const RawRequest& request, Compute&& compute) noexcept
@@ -91,6 +94,16 @@ auto contain_request(MountContext& context, const RawRequest& request, Compute&&
         log_failure(context, request, "unknown exception");
         return fail(EIO);
     }
+}
+
+/// Computes once more, a moment later, what a full disk or quota stopped, if removed files are about to give back their
+/// room: the kernel says that it has forgotten one a little later than the caller knows. On a worker only.
+template <class Compute>
+auto contain_patiently(MountContext& context, const RawRequest& request, Compute&& compute) noexcept
+    -> decltype(compute()) {
+    auto result = contain_request(context, request, compute);
+    if (result || !waits_for_room(context, result.error())) return result;
+    return contain_request(context, request, compute);
 }
 
 template <class T>
@@ -120,7 +133,7 @@ void answer_later(fuse_req_t request, Compute compute) noexcept {
         shared = std::make_shared<Compute>(std::move(compute));
         context_of(request).workers->run([request, about, shared] {
             const InHand in_hand(context_of(request).transport->page(), about.header.unique);
-            send_result(request, contain_request(context_of(request), about, *shared));
+            send_result(request, contain_patiently(context_of(request), about, *shared));
         });
     } catch (...) {  // No memory for the task: nothing was queued, or moved if not even `shared` was.
         send_result(request, contain_request(context_of(request), about, shared ? *shared : compute));

@@ -29,6 +29,8 @@ public:
         arena_ = &arena;
     }
 
+    static bool is_sealed() noexcept { return arena_ != nullptr; }
+
 private:
     static inline thread_local constinit std::uint64_t unique_ = 0;
     static inline thread_local constinit Arena* arena_ = nullptr;  // Where it is sealed; null: not yet.

@@ -40,6 +40,8 @@ namespace {
 constexpr std::size_t kSpareBuffers = 8;
 thread_local RawRequest current_request;
 thread_local Inbox* current_inbox = nullptr;
+thread_local std::unique_ptr<LockedBuffer> put_off;  // What holds the current request when it is to be tried again.
+thread_local bool is_second_try = false;
 
 // libfuse's own words about a mount that failed; there is one mount in a process.
 std::string last_libfuse_message;
@@ -288,6 +290,37 @@ void Transport::process(Inbox& inbox) noexcept {
         ::fuse_session_process_buf(session_, &buffer);
     }
     current_inbox = nullptr;
+    if (put_off) process_later(std::move(put_off), inbox.size_bytes);
+}
+
+/// A disk or quota that is full may have room as soon as the kernel has forgotten what was removed before. Its word may
+/// be what this thread reads next, so a worker waits for it and tries once more. True: no reply yet.
+bool Transport::puts_off(const fuse_out_header& reply) noexcept {
+    const bool is_full = reply.error == -ENOSPC || reply.error == -EDQUOT;
+    const bool may_be_repeated = current_inbox != nullptr && !is_second_try && !RequestSeal::is_sealed();
+    if (!is_full || !may_be_repeated || !context_.fs->awaits_forget()) return false;
+    put_off = keep_current();
+    return put_off != nullptr;
+}
+
+void Transport::process_later(std::unique_ptr<LockedBuffer> buffer, std::size_t size_bytes) noexcept {
+    Inbox inbox{.buffer = std::move(buffer), .size_bytes = size_bytes};
+    const auto try_again = [this](Inbox& again) {
+        is_second_try = true;
+        process(again);
+        is_second_try = false;
+        buffers_.give_back(std::move(again.buffer));
+    };
+    std::shared_ptr<Inbox> shared;
+    try {
+        shared = std::make_shared<Inbox>(std::move(inbox));
+        context_.workers->run([this, shared, try_again] {
+            context_.fs->wait_for_forget(kForgetPatience);
+            try_again(*shared);
+        });
+    } catch (...) {  // No memory for the task: without the wait, then.
+        try_again(shared ? *shared : inbox);
+    }
 }
 
 /// The kernel gives out what it sends again before anything that is new, but for what needs no reply.
@@ -343,6 +376,8 @@ ssize_t Transport::write_for_libfuse(int, iovec* parts, int count, void* userdat
 
 ssize_t Transport::write_reply(iovec* parts, int count) {
     if (!is_serving_.load(std::memory_order_relaxed)) return write_init_reply(parts, count);
+    const auto& header = *static_cast<const fuse_out_header*>(parts[0].iov_base);
+    if (header.error != 0 && puts_off(header)) return static_cast<ssize_t>(header.len);
     kill_point(KillPoint::before_reply);
     const ssize_t written = ::writev(fd_, parts, count);
     const int error_number = errno;

@@ -139,6 +139,8 @@ private:
     void ask_for_unanswered();
     void settle(const fuse_in_header& header) noexcept;
     bool answer_resent(const RawRequest& request) noexcept;
+    bool puts_off(const fuse_out_header& reply) noexcept;
+    void process_later(std::unique_ptr<LockedBuffer> buffer, std::size_t size_bytes) noexcept;
 
     const Handlers handlers_;
     Arena& arena_;

@@ -165,6 +165,16 @@ void UnionFs::Impl::reap(NodeId node) {
     release_freed();
 }
 
+void UnionFs::Impl::lost_name(NodeId node) {
+    const InodeRecord* const inode = records.inode(node);
+    if (inode && inode->nlink == 0 && records.is_known(node)) ++nameless_count;
+    reap(node);
+}
+
+void UnionFs::Impl::is_not_nameless() {
+    if (nameless_count != 0 && --nameless_count == 0) none_is_nameless.notify_all();
+}
+
 void UnionFs::Impl::release_freed() {
     for (const FreedExtent& freed : freed_)
         if (keeper) keeper->release(freed.extent_offset_bytes, freed.size_bytes);
@@ -204,7 +214,21 @@ Result<Entry> UnionFs::entry(NodeId node) {
 
 void UnionFs::forget(NodeId node, std::uint64_t count) {
     const std::lock_guard lock(impl_->mutex);
-    if (impl_->keeper && impl_->records.forget(node, count)) impl_->reap(node);
+    if (!impl_->keeper || !impl_->records.forget(node, count)) return;
+    const InodeRecord* const inode = impl_->records.inode(node);
+    const bool is_nameless = inode && inode->nlink == 0;
+    impl_->reap(node);
+    if (is_nameless) impl_->is_not_nameless();
+}
+
+bool UnionFs::awaits_forget() const noexcept {
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->nameless_count != 0;
+}
+
+void UnionFs::wait_for_forget(std::chrono::milliseconds limit) {
+    std::unique_lock lock(impl_->mutex);
+    impl_->none_is_nameless.wait_for(lock, limit, [&] { return impl_->nameless_count == 0; });
 }
 
 Result<Attributes> UnionFs::attributes(NodeId node) {

@@ -5,6 +5,7 @@
 #include "fuse/result.h"
 #include "fuse/view.h"
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -70,6 +71,10 @@ public:
     Result<std::optional<Entry>> lookup(NodeId parent, std::string_view name);  ///< nullopt: absent. Counts a look-up.
     Result<Entry> entry(NodeId node);  ///< As lookup() of one of its names. Counts a look-up.
     void forget(NodeId node, std::uint64_t count);
+    /// Whether files without a name keep their room because the kernel has not forgotten them (yet).
+    bool awaits_forget() const noexcept;
+    /// Waits until there is none, at most so long.
+    void wait_for_forget(std::chrono::milliseconds limit);
     Result<Attributes> attributes(NodeId node);
     Result<std::string> link_target(NodeId node);
     /// Calls `emit` for each entry behind `cookie` (0: from the start; "." and ".." come first) until it returns false.

@@ -5,6 +5,8 @@
 #include "fuse/file_keeper.h"
 #include "fuse/union_fs.h"
 
+#include <condition_variable>
+#include <cstddef>
 #include <mutex>
 #include <vector>
 
@@ -24,6 +26,8 @@ public:
     FileKeeper* const files;  ///< Null unless the keeper keeps files.
     const Clock clock;
     std::mutex mutex;  // Taken alone; the keeper's own locks come behind it.
+    std::condition_variable none_is_nameless;
+    std::size_t nameless_count = 0;  ///< Inodes without a name that the kernel knows, as far as this server saw it.
 
     Result<void> can_change() const;                                 ///< EROFS.
     Result<Attributes> directory(NodeId node) const;                 ///< ENOTDIR
@@ -44,6 +48,8 @@ public:
     Result<Attributes> shown(NodeId node) const;  ///< As stat(2) shows them.
     Result<Entry> entry(NodeId node);             ///< Counts a look-up.
     void reap(NodeId node);                       ///< Drops an inode without name that the kernel does not know.
+    void lost_name(NodeId node);                  ///< reap() after a name was removed.
+    void is_not_nameless();                       ///< One of nameless_count is dropped, or has a name.
 
     /// A part of a read: from the view, from the extent file, from a kept file, or zeros.
     struct Piece {

@@ -67,7 +67,7 @@ Result<void> UnionFs::rename(const Place& from, const Place& to, RenameFlags fla
                                 .is_exchange = flags.exchange,
                                 .time = impl_->clock()};
     if (const auto renamed = impl_->perform(rename); !renamed) return renamed;
-    if (target->node != 0 && !flags.exchange) impl_->reap(target->node);
+    if (target->node != 0 && !flags.exchange) impl_->lost_name(target->node);
     return {};
 }
 

@@ -125,6 +125,7 @@ Result<Entry> UnionFs::make_unnamed(NodeId parent, const NewNode& node, const Ca
     make.uid = caller.uid;
     make.time = impl_->clock();
     if (const auto made = impl_->perform(make); !made) return std::unexpected(made.error());
+    ++impl_->nameless_count;
     return impl_->entry(make.node);
 }
 
@@ -143,6 +144,7 @@ Result<Entry> UnionFs::link(NodeId node, NodeId parent, std::string_view name) {
     if (found->nlink >= kMaxLinks) return fail(EMLINK);
     const change::Link link{.node = node, .parent = parent, .name = name, .time = impl_->clock()};
     if (const auto linked = impl_->perform(link); !linked) return std::unexpected(linked.error());
+    if (found->nlink == 0) impl_->is_not_nameless();
     return impl_->entry(node);
 }
 
@@ -154,7 +156,7 @@ Result<void> UnionFs::unlink(NodeId parent, std::string_view name) {
     if (S_ISDIR(old->type)) return fail(EISDIR);
     const change::Remove remove{.parent = parent, .name = name, .time = impl_->clock()};
     if (const auto removed = impl_->perform(remove); !removed) return removed;
-    impl_->reap(old->node);
+    impl_->lost_name(old->node);
     return {};
 }
 
@@ -171,7 +173,7 @@ Result<void> UnionFs::remove_directory(NodeId parent, std::string_view name) {
     if (*count != 0) return fail(ENOTEMPTY);
     const change::Remove remove{.parent = parent, .name = name, .time = impl_->clock()};
     if (const auto removed = impl_->perform(remove); !removed) return removed;
-    impl_->reap(old->node);
+    impl_->lost_name(old->node);
     return {};
 }
 
