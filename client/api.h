@@ -234,6 +234,22 @@ struct Mounts {
 };
 BOOST_DESCRIBE_STRUCT(Mounts, (), (mounts))
 
+/// What the changes of a mount may take, and what they take. 0: no limit.
+struct QuotaRequest {
+    std::string mount;
+    std::uint64_t bytes = 0;
+    std::uint64_t inodes = 0;
+};
+BOOST_DESCRIBE_STRUCT(QuotaRequest, (), (mount, bytes, inodes))
+
+struct Quota {
+    std::uint64_t bytes = 0;
+    std::uint64_t inodes = 0;
+    std::uint64_t used_bytes = 0;
+    std::uint64_t used_inodes = 0;
+};
+BOOST_DESCRIBE_STRUCT(Quota, (), (bytes, inodes, used_bytes, used_inodes))
+
 struct Changed {
     std::string kind;  ///< "A" added, "C" changed, "D" deleted.
     std::string path;
@@ -354,6 +370,7 @@ inline constexpr std::string_view kVerify = "/v1/verify";
 inline constexpr std::string_view kUpkeep = "/v1/upkeep";
 inline constexpr std::string_view kMounts = "/v1/mounts";
 inline constexpr std::string_view kMountChanges = "/v1/mounts/changes";
+inline constexpr std::string_view kMountQuota = "/v1/mounts/quota";
 }  // namespace path
 
 std::string percent_encode(std::string_view text);

@@ -1,7 +1,7 @@
 # bash completion for lamina
 _lamina() {
   local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
-  local commands='import pull push save images inspect tag rmi pin unpin ls cat mount umount mounts diff commit bundle run gc verify upkeep df daemon'
+  local commands='import pull push save images inspect tag rmi pin unpin ls cat mount umount mounts quota diff commit bundle run gc verify upkeep df daemon'
   local -a globals=()
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
@@ -18,7 +18,7 @@ _lamina() {
     --tls-verify) mapfile -t COMPREPLY < <(compgen -W 'true false' -- "$word"); return ;;
     --store) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
     --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
-    --creds|--name|--platform|--user|--workdir|--env|--entrypoint|--rate) return ;;
+    --creds|--name|--quota|--platform|--user|--workdir|--env|--entrypoint|--rate) return ;;
     --runtime) mapfile -t COMPREPLY < <(compgen -c -- "$word"); return ;;
     --network) mapfile -t COMPREPLY < <(compgen -W 'none host' -- "$word"); return ;;
     --volume) mapfile -t COMPREPLY < <(compgen -d -S : -- "$word"); return ;;
@@ -32,7 +32,7 @@ _lamina() {
     images) options+=' --quiet' ;;
     rmi) options+=' --force' ;;
     ls) options+=' -l' ;;
-    mount) options+=' --ro --name' ;;
+    mount) options+=' --ro --name --quota' ;;
     umount) options+=' --discard' ;;
     bundle) options+=' --ro --rootless --name' ;;
     run) options+=' --user --workdir --env --volume --entrypoint --network --ro --runtime' ;;
@@ -56,7 +56,7 @@ _lamina() {
     inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run|push)
       names=$(_lamina_images)
       [[ $command == @(mount|bundle) && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
-    umount|diff|commit) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;
+    umount|quota|diff|commit) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
   [[ -n $prefix ]] && COMPREPLY=("${COMPREPLY[@]#"$prefix"}")

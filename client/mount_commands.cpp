@@ -13,8 +13,10 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 extern char** environ;
 
@@ -26,6 +28,7 @@ namespace {
 
 struct MountArguments {
     std::string image, directory, name, mount;
+    std::optional<std::string> quota;
     bool read_only = false;
     bool discard = false;
 };
@@ -83,11 +86,42 @@ void start_mount_program(const std::string& program, const std::string& options,
     throw api::FailureError({"unavailable", said.empty() ? "the mount program failed" : said});
 }
 
+[[noreturn]] void refuse_limit(const std::string& text) {
+    throw api::FailureError({"usage", "quota \"" + text + "\": BYTES or BYTES,INODES, with K, M, G or T; 0: no limit"});
+}
+
+/// "10G": with an optional unit, of powers of 1024.
+std::uint64_t parse_limit(const std::string& whole, std::string_view text) {
+    constexpr std::string_view kUnits = "KMGT";
+    std::uint64_t number = 0;
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (parsed.ec != std::errc()) refuse_limit(whole);
+    const std::string_view unit = text.substr(static_cast<std::size_t>(parsed.ptr - text.data()));
+    const std::size_t place = unit.empty() ? 0 : kUnits.find(unit[0]) + 1;
+    if (unit.size() > 1 || (!unit.empty() && place == 0)) refuse_limit(whole);
+    if (number > ((std::uint64_t{1} << 62) - 1) >> (10 * place)) refuse_limit(whole);
+    return number << (10 * place);
+}
+
+api::QuotaRequest parse_quota(const std::string& text) {
+    const std::size_t comma = text.find(',');
+    api::QuotaRequest limits{.mount = {}, .bytes = parse_limit(text, std::string_view(text).substr(0, comma))};
+    if (comma != std::string::npos) limits.inodes = parse_limit(text, std::string_view(text).substr(comma + 1));
+    return limits;
+}
+
 void run_mount(const Globals& globals, const MountArguments& args) {
+    std::string options;
+    if (args.quota) {
+        const api::QuotaRequest limits = parse_quota(*args.quota);
+        options = fmt::format("quota={}:{}", limits.bytes, limits.inodes);
+    }
     Connection connection = globals.connect();
-    const api::Mount mount = mount_image(
-        connection,
-        {.image = args.image, .mountpoint = real_path(args.directory), .name = args.name, .read_only = args.read_only});
+    const api::Mount mount = mount_image(connection, {.image = args.image,
+                                                      .mountpoint = real_path(args.directory),
+                                                      .name = args.name,
+                                                      .read_only = args.read_only,
+                                                      .options = options});
     if (globals.json) return print_json(json::value_from(mount));
     print_text(mount.name + "\n");
 }
@@ -107,6 +141,28 @@ void run_mounts(const Globals& globals) {
         table.add({printable(mount.name), printable(mount.image), mount.running ? "mounted" : "kept",
                    mount.read_only ? "ro" : "rw", printable(mount.mountpoint)});
     }
+    table.print();
+}
+
+std::string limit_text(std::uint64_t limit, const std::string& text) {
+    return limit == 0 ? "no limit" : text;
+}
+
+void run_quota(const Globals& globals, const MountArguments& args) {
+    const std::string reference = mount_reference(args.mount);
+    json::value reply;
+    if (!args.quota) {
+        reply = globals.connect().get(with_query(api::path::kMountQuota, {{"mount", reference}}));
+    } else {
+        api::QuotaRequest limits = parse_quota(*args.quota);
+        limits.mount = reference;
+        reply = globals.connect().post(api::path::kMountQuota, api::to_text(limits));
+    }
+    if (globals.json) return print_json(reply);
+    const auto quota = api::parse_reply<api::Quota>(reply);
+    Table table({{""}, {"USED", true}, {"LIMIT", true}});
+    table.add({"bytes", human_bytes(quota.used_bytes), limit_text(quota.bytes, human_bytes(quota.bytes))});
+    table.add({"inodes", std::to_string(quota.used_inodes), limit_text(quota.inodes, std::to_string(quota.inodes))});
     table.print();
 }
 
@@ -191,6 +247,8 @@ void add_mount_commands(const CommandContext& context) {
     mount->add_option("DIR", args->directory, "Where to mount it: an existing folder")->required();
     mount->add_flag("--ro", args->read_only, "Read-only");
     mount->add_option("--name", args->name, "Name of the mount; one that exists is mounted again with its changes");
+    mount->add_option("--quota", args->quota,
+                      "BYTES[,INODES]: what the changes may take (K, M, G, T; 0: no limit); kept with the mount");
     on_command(mount, context, args, run_mount);
 
     CLI::App* const umount =
@@ -201,6 +259,11 @@ void add_mount_commands(const CommandContext& context) {
 
     CLI::App* const mounts = context.app.add_subcommand("mounts", "List the mounts, and the changes that are kept");
     on_command(mounts, context, args, [](const Globals& globals, const MountArguments&) { run_mounts(globals); });
+
+    CLI::App* const quota = context.app.add_subcommand("quota", "Show or set what a mount's changes may take");
+    quota->add_option("MOUNT", args->mount, kMountHelp)->required();
+    quota->add_option("LIMITS", args->quota, "BYTES[,INODES] with K, M, G or T; 0: no limit");
+    on_command(quota, context, args, run_quota);
 
     CLI::App* const diff =
         context.app.add_subcommand("diff", "Show what a mount changed: A added, C changed, D deleted");

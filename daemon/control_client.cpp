@@ -55,12 +55,25 @@ std::string read_line(int fd, std::chrono::steady_clock::time_point end) {
     return line.substr(0, line.find('\n'));
 }
 
+store::Errc code_of(const json::object& reply) {
+    const json::value* const code = reply.if_contains("code");
+    for (const store::Errc known : {store::Errc::malformed, store::Errc::read_only, store::Errc::no_space}) {
+        if (code && code->is_string() && code->get_string() == store::errc_name(known)) return known;
+    }
+    return store::Errc::busy;
+}
+
 }  // namespace
 
 json::object ask_server(const std::string& mount_folder, std::string_view what, std::chrono::milliseconds limit) {
+    return ask_server(mount_folder, json::object{{"ask", what}}, limit);
+}
+
+json::object ask_server(const std::string& mount_folder, const json::object& question,
+                        std::chrono::milliseconds limit) {
     const auto end = std::chrono::steady_clock::now() + limit;
     const store::UniqueFd server = connect_to(mount_folder);
-    const std::string request = json::serialize(json::object{{"ask", what}}) + "\n";
+    const std::string request = json::serialize(question) + "\n";
     if (::send(server.get(), request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size())) {
         throw store::Error(store::Errc::unavailable, "the mount's server does not take requests");
     }
@@ -70,7 +83,8 @@ json::object ask_server(const std::string& mount_folder, std::string_view what, 
     const json::value* const is_good = reply.as_object().if_contains("ok");
     if (is_good && is_good->is_bool() && is_good->get_bool()) return reply.as_object();
     const json::value* const why = reply.as_object().if_contains("error");
-    throw store::Error(store::Errc::busy, why && why->is_string() ? std::string(why->get_string()) : "refused");
+    throw store::Error(code_of(reply.as_object()),
+                       why && why->is_string() ? std::string(why->get_string()) : "refused");
 }
 
 bool is_running(const std::string& mount_folder) {

@@ -352,6 +352,13 @@ struct Handlers::Endpoint {
         call.out.push("{}\n");
     }
 
+    static void quota(const Call& call) { call.reply(call.self.mounts_.quota(call.required("mount"), std::nullopt)); }
+
+    static void set_quota(const Call& call) {
+        const auto request = api::parse_request<api::QuotaRequest>(call.request.body);
+        call.reply(call.self.mounts_.quota(request.mount, request));
+    }
+
     static void changes(const Call& call) {
         call.self.mounts_.changes(
             call.required("mount"), [&](std::string_view lines) { call.out.push(std::string(lines)); }, call.stop);
@@ -385,6 +392,8 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"POST", api::path::kMounts, kJson, Endpoint::mount},
         Endpoint{"DELETE", api::path::kMounts, kJson, Endpoint::unmount},
         Endpoint{"GET", api::path::kMountChanges, kLines, Endpoint::changes},
+        Endpoint{"GET", api::path::kMountQuota, kJson, Endpoint::quota},
+        Endpoint{"POST", api::path::kMountQuota, kJson, Endpoint::set_quota},
     };
     const auto found = std::find_if(kEndpoints.begin(), kEndpoints.end(), [&](const Endpoint& endpoint) {
         return endpoint.method == request.method && endpoint.path == request.path;

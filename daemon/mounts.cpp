@@ -27,6 +27,7 @@ namespace {
 
 constexpr std::size_t kMaxNameBytes = 128;
 constexpr auto kStatsLimit = std::chrono::milliseconds(1000);
+constexpr auto kQuotaLimit = std::chrono::seconds(10);
 constexpr auto kStopLimit = std::chrono::seconds(30);
 constexpr auto kEndLimit = std::chrono::seconds(10);
 constexpr unsigned kCommitTries = 5;
@@ -296,6 +297,19 @@ store::ImageSummary Mounts::commit(const api::CommitRequest& request, const stor
             if (error.code() != Errc::busy || tries == kCommitTries) throw;
         }
     }
+}
+
+api::Quota Mounts::quota(const std::string& reference, const std::optional<api::QuotaRequest>& set) const {
+    const api::Mount mount = find(reference);
+    if (!mount.running) {
+        throw Error(Errc::unavailable,
+                    "mount " + mount.name + " is not mounted: give the quota when it is mounted again");
+    }
+    boost::json::object question{{"ask", "quota"}};
+    if (set) question["limit"] = std::to_string(set->bytes) + ":" + std::to_string(set->inodes);
+    const auto reply = ask_server(mount.folder, question, kQuotaLimit);
+    const auto number = [&](std::string_view key) { return reply.at(key).to_number<std::uint64_t>(); };
+    return {number("bytes"), number("inodes"), number("used_bytes"), number("used_inodes")};
 }
 
 std::vector<std::string> Mounts::idle() const {

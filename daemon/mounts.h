@@ -5,6 +5,7 @@
 #include "store/store.h"
 
 #include <functional>
+#include <optional>
 #include <set>
 #include <stop_token>
 #include <string>
@@ -29,6 +30,8 @@ public:
                  std::stop_token stop) const;
     store::ImageSummary commit(const api::CommitRequest& request, const store::ProgressFunction& progress,
                                std::stop_token stop);
+    /// Of a mount that runs; `set`: new limits first, which it keeps. unavailable: it does not run.
+    api::Quota quota(const std::string& reference, const std::optional<api::QuotaRequest>& set) const;
     /// Ids of read-only mounts that no longer run: they keep nothing, so their folders may go, at start and with gc.
     std::vector<std::string> idle() const;
     void prune();  ///< Discards these.

@@ -73,12 +73,7 @@ void ChangeApplier::add_links(Inode inode, int count) {
 
 Result<void> ChangeApplier::set_text(Inode inode, std::string_view target) {
     if (target.empty() || target.size() > kMaxLinkTargetBytes || target.find('\0') != target.npos) return fail(EINVAL);
-    const auto text = arena_.allocate<TextRecord>(target.size());
-    TextRecord& fresh = arena_.fresh(text);
-    fresh.size_bytes = static_cast<std::uint32_t>(target.size());
-    std::ranges::copy(target, static_cast<char*>(static_cast<void*>(&fresh + 1)));
-    arena_.set(get(inode).link_target, text);
-    arena_.set(get(inode).size_bytes, target.size());
+    records_.set_link_target(inode, target);
     return {};
 }
 

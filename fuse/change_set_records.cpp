@@ -132,13 +132,12 @@ Result<Ref<InodeRecord>> ChangeSet::Records::own_inode(NodeId node) {
 void ChangeSet::Records::drop_inode(Ref<InodeRecord> inode) {
     const InodeRecord& record = arena_.get(inode);
     if (record.is_directory()) {
-        for (ArenaTree::Cursor at(names_of(record), 0); at.get(); at.next())
-            drop_name(Ref<NameRecord>{static_cast<std::uint32_t>(at.get()->first)});
-        names_of(record).clear();
+        drop_names(record);
     } else if (record.tree.node != 0) {
         remove_extents(inode, 0, kMaxFileBytes);
     }
     drop_xattrs(inode);
+    if (record.link_target) count_metadata(-static_cast<std::int64_t>(arena_.get(record.link_target).size_bytes));
     drop_text(record.link_target);
     drop_text(record.kept_name);
     inodes().erase(inode);
@@ -149,6 +148,20 @@ void ChangeSet::Records::drop_text(const Ref<TextRecord>& text) {
     if (!text) return;
     arena_.release(text, arena_.get(text).size_bytes);
     arena_.set(text, Ref<TextRecord>{});
+}
+
+void ChangeSet::Records::set_link_target(Ref<InodeRecord> inode, std::string_view target) {
+    const auto text = arena_.allocate<TextRecord>(target.size());
+    TextRecord& fresh = arena_.fresh(text);
+    fresh.size_bytes = static_cast<std::uint32_t>(target.size());
+    std::ranges::copy(target, text_behind(fresh));
+    arena_.set(arena_.get(inode).link_target, text);
+    arena_.set(arena_.get(inode).size_bytes, target.size());
+    count_metadata(static_cast<std::int64_t>(target.size()));
+}
+
+void ChangeSet::Records::count_metadata(std::int64_t change_bytes) {
+    arena_.set(set().metadata_bytes, set().metadata_bytes + static_cast<std::uint64_t>(change_bytes));
 }
 
 void ChangeSet::Records::set_kept(Ref<InodeRecord> inode, NodeId parent, std::string_view name) {
@@ -232,12 +245,26 @@ void ChangeSet::Records::add_name(Ref<InodeRecord> directory, std::string_view n
     std::ranges::copy(name, text_behind(record));
     arena_.set(set().next_sequence, set().next_sequence + 1);
     names().insert(ref);
+    count_metadata(static_cast<std::int64_t>(name.size()));
     names_of(arena_.get(directory)).insert({.key = record.sequence, .first = ref.index, .second = 0});
 }
 
 void ChangeSet::Records::drop_name(Ref<NameRecord> name) {
     names().erase(name);
+    count_metadata(-static_cast<std::int64_t>(arena_.get(name).name_bytes));
     arena_.release(name, arena_.get(name).name_bytes);
+}
+
+void ChangeSet::Records::drop_names(const InodeRecord& directory) {
+    std::int64_t dropped_bytes = 0;
+    for (ArenaTree::Cursor at(names_of(directory), 0); at.get(); at.next()) {
+        const Ref<NameRecord> name{static_cast<std::uint32_t>(at.get()->first)};
+        dropped_bytes += arena_.get(name).name_bytes;
+        names().erase(name);
+        arena_.release(name, arena_.get(name).name_bytes);
+    }
+    names_of(directory).clear();
+    if (dropped_bytes != 0) count_metadata(-dropped_bytes);
 }
 
 Result<void> ChangeSet::Records::set_name(Ref<InodeRecord> directory, std::string_view name, const Resolved& old,
@@ -319,6 +346,7 @@ void ChangeSet::Records::add_xattr(InodeRecord& inode, std::string_view name, st
     record.name_bytes = static_cast<std::uint32_t>(name.size());
     record.value_bytes = static_cast<std::uint32_t>(value.size());
     std::ranges::copy(value, std::ranges::copy(name, text_behind(record)).out);
+    count_metadata(static_cast<std::int64_t>(name.size() + value.size()));
     record.next = inode.xattrs;
     inode.xattrs = ref;
     inode.flags |= InodeRecord::kOwnXattrs | flag_of(name);
@@ -350,31 +378,47 @@ Result<bool> ChangeSet::Records::remove_xattr(Ref<InodeRecord> inode, std::strin
     if (!*link) return false;
     const Ref<XattrRecord> found = *link;
     arena_.set(*link, arena_.get(found).next);
-    arena_.release(found, arena_.get(found).name_bytes + arena_.get(found).value_bytes);
+    const std::uint32_t size_bytes = arena_.get(found).name_bytes + arena_.get(found).value_bytes;
+    count_metadata(-static_cast<std::int64_t>(size_bytes));
+    arena_.release(found, size_bytes);
     arena_.set(record.flags, record.flags & ~flag_of(name));
     return true;
 }
 
 void ChangeSet::Records::drop_xattrs(Ref<InodeRecord> inode) {
-    for (Ref<XattrRecord> at = arena_.get(inode).xattrs; at; at = arena_.get(at).next)
-        arena_.release(at, arena_.get(at).name_bytes + arena_.get(at).value_bytes);
+    std::int64_t dropped_bytes = 0;
+    for (Ref<XattrRecord> at = arena_.get(inode).xattrs; at; at = arena_.get(at).next) {
+        const std::uint32_t size_bytes = arena_.get(at).name_bytes + arena_.get(at).value_bytes;
+        arena_.release(at, size_bytes);
+        dropped_bytes += size_bytes;
+    }
+    if (dropped_bytes != 0) count_metadata(-dropped_bytes);
     arena_.set(arena_.get(inode).xattrs, Ref<XattrRecord>{});
 }
 
 // Extents.
 
+void ChangeSet::Records::set_own_bytes(const InodeRecord& inode, std::int64_t change_bytes) {
+    if (change_bytes == 0) return;
+    const std::uint64_t own_bytes = inode.own_bytes + static_cast<std::uint64_t>(change_bytes);
+    const std::uint64_t before = block_bytes(inode.own_bytes);
+    if (block_bytes(own_bytes) != before)
+        arena_.set(set().data_bytes, set().data_bytes + block_bytes(own_bytes) - before);
+    arena_.set(inode.own_bytes, own_bytes);
+}
+
 void ChangeSet::Records::put_extent(Ref<InodeRecord> inode, const Extent& extent) {
     const InodeRecord& record = arena_.get(inode);
     Extents::Effect effect{.freed = &freed_};
     extents(record).put(extent, effect);
-    arena_.set(record.own_bytes, record.own_bytes + static_cast<std::uint64_t>(effect.data_bytes));
+    set_own_bytes(record, effect.data_bytes);
 }
 
 void ChangeSet::Records::remove_extents(Ref<InodeRecord> inode, std::uint64_t begin, std::uint64_t end) {
     const InodeRecord& record = arena_.get(inode);
     Extents::Effect effect{.freed = &freed_};
     extents(record).remove(begin, end, effect);
-    arena_.set(record.own_bytes, record.own_bytes + static_cast<std::uint64_t>(effect.data_bytes));
+    set_own_bytes(record, effect.data_bytes);
 }
 
 // Look-ups.

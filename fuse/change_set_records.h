@@ -106,16 +106,18 @@ static_assert(sizeof(LookupRecord) == 24);
 
 /// The arena's first record.
 struct SetRecord {
-    static constexpr std::uint64_t kVersion = 3;
+    static constexpr std::uint64_t kVersion = 4;
     std::uint64_t version;
     std::uint64_t hash_seed;
     std::uint64_t next_node;
     std::uint64_t next_sequence;
+    std::uint64_t data_bytes;      ///< Of all inodes: own_bytes in whole blocks.
+    std::uint64_t metadata_bytes;  ///< Of all names, xattrs (name and value) and link targets.
     HashRoot inodes;
     HashRoot names;
     HashRoot lookups;
 };
-static_assert(sizeof(SetRecord) == 32 + 3 * sizeof(HashRoot));
+static_assert(sizeof(SetRecord) == 48 + 3 * sizeof(HashRoot));
 
 inline constexpr std::size_t kMaxNameBytes = 255;
 inline constexpr std::size_t kMaxXattrNameBytes = 255;
@@ -181,6 +183,9 @@ public:
     void put_extent(Ref<InodeRecord> inode, const Extent& extent);
     void remove_extents(Ref<InodeRecord> inode, std::uint64_t begin, std::uint64_t end);
     std::vector<FreedExtent>& freed() noexcept { return freed_; }  ///< By the open transaction.
+    /// What bytes of one file take in the account (SetRecord::data_bytes): whole blocks of 4 KiB.
+    static constexpr std::uint64_t block_bytes(std::uint64_t own_bytes) { return (own_bytes + 4095) / 4096 * 4096; }
+    void set_link_target(Ref<InodeRecord> inode, std::string_view target);  ///< Of a new symlink, once.
 
     // Look-ups: transactions of their own.
     void add_lookup(NodeId node);
@@ -200,8 +205,11 @@ private:
     std::uint32_t name_hash(NodeId directory, std::string_view name) const noexcept;
     void add_name(Ref<InodeRecord> directory, std::string_view name, bool is_in_view, NameTarget target);
     void drop_name(Ref<NameRecord> name);
+    void drop_names(const InodeRecord& directory);
     void drop_xattrs(Ref<InodeRecord> inode);
     void drop_text(const Ref<TextRecord>& text);
+    void set_own_bytes(const InodeRecord& inode, std::int64_t change_bytes);
+    void count_metadata(std::int64_t change_bytes);
     void add_xattr(InodeRecord& inode, std::string_view name, std::string_view value);
 
     Arena& arena_;

@@ -24,6 +24,7 @@ public:
 ///   {"ask":"upgrade","program":PATH}   a server of that program goes on; the connection may end without an answer
 ///   {"ask":"cut"}     a state to diff or commit, held until the connection closes
 ///   {"ask":"stop"}    sync, unmount, exit; "force":true also when files are open
+///   {"ask":"quota"}   limits and what the changes take; "limit":"BYTES:INODES" sets new ones first
 ///
 /// Each answer has "ok"; with "ok":false there are "error" and "code". Answers root and the mount's owner only. A
 /// connection has a thread of its own, so that a slow question holds up nobody; at most kConnectionLimit at once.

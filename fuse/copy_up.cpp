@@ -4,6 +4,8 @@
 // of data or owner would take away (set-id bits, capabilities) after all others.
 #include "fuse/copy_up.h"
 
+#include "fuse/upper_meter.h"
+
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -56,6 +58,7 @@ Result<std::shared_ptr<const store::UniqueFd>> CopyUp::folder(NodeId directory) 
         if (*above == 0 || *above == at) return fail(ENOENT);
         at = *above;
     }
+    if (const auto room = UpperMeter::room_for({.inodes = missing.size()}); !room) return std::unexpected(room.error());
     for (; !missing.empty(); missing.pop_back())
         if (const auto copied = copy_folder(missing.back()); !copied) return std::unexpected(copied.error());
     return tree_.folder(directory);
@@ -133,6 +136,7 @@ Result<void> CopyUp::bring(NodeId node, const Bytes& bytes) {
     }
     const auto visible = visible_name(node);
     if (!visible) return std::unexpected(visible.error());
+    if (const auto room = check_room(*found, *visible, bytes); !room) return room;
     std::optional<Spot> at;
     if (*visible) {
         auto opened = folder((*visible)->parent);
@@ -177,6 +181,22 @@ Result<Spot> CopyUp::name(NodeId node, NodeId parent, std::string_view name) {
     return at;
 }
 
+/// Before anything is copied: a quota that has no room for all of it.
+Result<void> CopyUp::check_room(const Attributes& inode, const std::optional<UpperTree::Place>& at,
+                                const Bytes& bytes) const {
+    if (!UpperMeter::is_active()) return {};
+    UpperMeter::Growth growth{.inodes = 1};
+    if (S_ISREG(inode.mode) && !bytes.stay_below)
+        growth.bytes = UpperMeter::in_blocks(std::min({inode.size_bytes, bytes.limit, inode.allocated_bytes}));
+    for (NodeId above = at ? at->parent : 0; above != 0 && !tree_.is_kept(above);) {
+        ++growth.inodes;
+        const auto next = tree_.records().parent(above);
+        if (!next) return std::unexpected(next.error());
+        above = *next == above ? 0 : *next;
+    }
+    return UpperMeter::room_for_copy(growth);
+}
+
 /// What was never renamed has no names but the view's.
 Result<std::optional<UpperTree::Place>> CopyUp::visible_name(NodeId node) const {
     const auto place = tree_.view().first_place(node);
@@ -207,9 +227,11 @@ Result<void> CopyUp::build(NodeId node, const Spot& at, const Bytes& bytes) cons
 Result<void> CopyUp::build_file(NodeId node, const Spot& at, const Bytes& bytes) const {
     const auto file = create_at(at);
     if (!file) return std::unexpected(file.error());
+    const std::uint64_t before_bytes = UpperMeter::counted_bytes();
     const auto filled =
         bytes.stay_below ? resize_file(file->get(), bytes.limit) : copy_data(node, file->get(), bytes.limit);
     if (!filled) return filled;
+    if (const auto room = UpperMeter::had_room(before_bytes); !room) return room;  // Below it may have taken less.
     const UpperInode inode(file->get());
     if (bytes.stay_below)
         if (const auto marked = inode.set_xattr(tree_.mark(kMetacopySuffix), ""); !marked) return marked;
@@ -221,6 +243,7 @@ Result<void> CopyUp::build_file(NodeId node, const Spot& at, const Bytes& bytes)
 
 Result<void> CopyUp::copy_data(NodeId node, int to, std::uint64_t size_bytes) const {
     if (size_bytes == 0) return {};
+    const UpperMeter::OneFile counted(to);
     const auto from = tree_.view().open_lower(node);
     if (!from) {
         if (from.error() != Errno{EOPNOTSUPP}) return std::unexpected(from.error());
@@ -299,6 +322,8 @@ Result<void> CopyUp::complete_data(NodeId node) {
     if (!before) return std::unexpected(before.error());
     const auto file = open_at(*at, O_RDWR);
     if (!file) return std::unexpected(file.error());
+    const std::uint64_t growth_bytes = UpperMeter::write_growth(file->get(), 0, before->stx_size);
+    if (const auto room = UpperMeter::room_for_copy({.bytes = growth_bytes}); !room) return room;
     if (const auto copied = copy_data(node, file->get(), before->stx_size); !copied) return copied;
     const UpperInode inode(file->get());
     if (const auto copied = copy_attributes(node, inode); !copied) return copied;

@@ -52,6 +52,8 @@ private:
         bool stay_below = false;
     };
     Result<void> bring(NodeId node, const Bytes& bytes);
+    Result<void> check_room(const Attributes& inode, const std::optional<UpperTree::Place>& at,
+                            const Bytes& bytes) const;
     Result<void> give_names(NodeId node, const Spot& built, const std::optional<Spot>& at,
                             const std::optional<UpperTree::Place>& visible, const Bytes& bytes);
     Result<bool> can_stay_below(NodeId node) const;

@@ -44,6 +44,7 @@ DirectoryKeeper::DirectoryKeeper(StackView& view, ChangeSet& changes, Folders fo
       copy_up_(tree_, {.is_volatile = options.is_volatile, .makes_metacopy = options.makes_metacopy}) {}
 
 Result<void> DirectoryKeeper::act(const change::Change& change) {
+    const UpperMeter::Scope counting(meter_.get(), std::holds_alternative<change::Remove>(change));
     moved_.clear();
     made_number_ = 0;
     return std::visit(ChangeActor{*this}, change);
@@ -150,7 +151,24 @@ void DirectoryKeeper::complete(Attributes& attributes) const {
     if (!tree_.has_data_below(attributes.node)) attributes.allocated_bytes = status->stx_blocks * 512;
 }
 
+Result<void> DirectoryKeeper::set_quota(const QuotaLimits& limits) {
+    if (!limits.is_set()) {
+        meter_.reset();
+        return {};
+    }
+    if (!meter_) {
+        const auto upper = std::make_shared<const store::UniqueFd>(::fcntl(upper_.get(), F_DUPFD_CLOEXEC, 3));
+        if (!*upper) return fail(errno);
+        auto looked = UpperMeter::look_through({{upper, "."}, tree_.work("."), tree_.index(".")});
+        if (!looked) return std::unexpected(looked.error());
+        meter_ = std::move(*looked);
+    }
+    meter_->limits = limits;
+    return {};
+}
+
 void DirectoryKeeper::drop(NodeId node) noexcept {
+    const UpperMeter::Scope counting(meter_.get(), true);
     close_cached(node);
     const auto place = tree_.place(node);
     if (!place || (place->parent != UpperTree::kInWork && place->parent != UpperTree::kInIndex)) return;
@@ -189,6 +207,7 @@ Result<void> DirectoryKeeper::clear_privileges(NodeId node, bool clears_set_ids,
 }
 
 Result<std::size_t> DirectoryKeeper::write(const change::Write& write, std::span<const std::byte> data) {
+    const UpperMeter::Scope counting(meter_.get(), false);
     moved_.clear();
     if (const auto brought = bring_up(write.node, For::data); !brought) return std::unexpected(brought.error());
     const auto file = open_cached(write.node, true);
@@ -228,6 +247,7 @@ Result<void> DirectoryKeeper::resize(const change::Resize& resize) {
 }
 
 Result<void> DirectoryKeeper::allocate(NodeId file, int mode, const Range& range) {
+    const UpperMeter::Scope counting(meter_.get(), false);
     moved_.clear();
     if (const auto brought = bring_up(file, For::data); !brought) return std::unexpected(brought.error());
     const auto opened = open_cached(file, true);

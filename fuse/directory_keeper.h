@@ -3,6 +3,7 @@
 #include "fuse/copy_up.h"
 #include "fuse/file_keeper.h"
 #include "fuse/keeper.h"
+#include "fuse/upper_meter.h"
 #include "fuse/upper_tree.h"
 
 #include <cstdint>
@@ -56,6 +57,8 @@ public:
     Result<OpenFile> open(NodeId file) override;
     Result<std::string> link_target(NodeId symlink) override;
     void complete(Attributes& attributes) const override;
+    Result<void> set_quota(const QuotaLimits& limits) override;
+    QuotaUsage quota_usage() const override { return meter_ ? meter_->usage() : QuotaUsage{}; }
     void drop(NodeId node) noexcept override;
 
 private:
@@ -114,6 +117,7 @@ private:
     const Options options_;
     UpperTree tree_;
     CopyUp copy_up_;
+    std::unique_ptr<UpperMeter> meter_;                                      ///< Null: no limits.
     std::vector<std::pair<NodeId, std::optional<UpperTree::Place>>> moved_;  // By the change that is under way.
     std::uint64_t made_number_ = 0;                                          // Of the inode that it makes.
     std::list<OpenedFile> open_files_;                                       // The last used first.

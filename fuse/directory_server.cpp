@@ -4,10 +4,12 @@
 
 #include "fuse/arena.h"
 #include "fuse/change_set.h"
+#include "fuse/control.h"
 #include "fuse/directory_keeper.h"
 #include "fuse/folder_lock.h"
 #include "fuse/mount_folders.h"
 #include "fuse/mount_state.h"
+#include "fuse/quota_control.h"
 #include "fuse/stack_view.h"
 #include "fuse/union_server.h"
 #include "store/error.h"
@@ -72,6 +74,19 @@ public:
     Usage usage() const override { return {}; }
 };
 
+/// What may be asked of a mount of folders that counts what its upper takes.
+class QuotaSession : public ControlSession {
+public:
+    explicit QuotaSession(UnionFs& fs) : fs_(fs) {}
+    std::string answer(const std::string& ask, const Members& members) override {
+        if (ask != "quota") throw store::Error(store::Errc::unsupported, "ask: quota");
+        return answer_quota(fs_, members, [](const QuotaLimits&) {});
+    }
+
+private:
+    UnionFs& fs_;
+};
+
 }  // namespace
 
 class DirectoryServer::Impl {
@@ -84,6 +99,7 @@ private:
     void end();
     void make_view(MountFolders& folders);
     void add_images(std::vector<StackSource>& sources, const std::vector<std::string>& images);
+    void begin_quota();
 
     const ServerOptions options_;
     const std::string mountpoint_;
@@ -96,6 +112,7 @@ private:
     std::unique_ptr<ChangeSet> changes_;
     std::unique_ptr<Keeper> keeper_;
     std::unique_ptr<UnionFs> fs_;
+    std::unique_ptr<ControlSocket> control_;  // In the work folder, when there is a quota to be changed.
 };
 
 DirectoryServer::Impl::Impl(const ServerOptions& options)
@@ -142,6 +159,18 @@ void DirectoryServer::Impl::make_view(MountFolders& folders) {
     view_ = std::make_unique<StackView>(std::move(sources), std::move(stack));
 }
 
+void DirectoryServer::Impl::begin_quota() {
+    if (!options_.quota || is_read_only_) return;
+    if (const auto set = fs_->set_quota(*options_.quota); !set)
+        store::throw_errno(std::to_underlying(set.error()), folders_.upper_path + ": counting what lies in it");
+    try {
+        control_ = std::make_unique<ControlSocket>(fmt::format("/proc/self/fd/{}", folders_.work.get()),
+                                                   [this] { return std::make_unique<QuotaSession>(*fs_); });
+    } catch (const store::Error& error) {  // A file system without sockets: the limit holds, and stays as it is.
+        log_.line(error.what());
+    }
+}
+
 void DirectoryServer::Impl::serve(const std::function<void()>& on_ready) {
     run_server(on_ready);
     end();
@@ -164,6 +193,7 @@ void DirectoryServer::Impl::run_server(const std::function<void()>& on_ready) {
         keeper_ = std::make_unique<NoKeeper>();
     }
     fs_ = std::make_unique<UnionFs>(*view_, *changes_, keeper_.get());
+    begin_quota();
     const OwnerMap owners{.uids = id_map(options_.stack.uids, options_.stack.squash_uid, ::geteuid()),
                           .gids = id_map(options_.stack.gids, options_.stack.squash_gid, ::getegid())};
     HolderLink holder = HolderLink::none();
@@ -188,6 +218,7 @@ void DirectoryServer::Impl::run_server(const std::function<void()>& on_ready) {
 
 // All is in the upper by now: whoever mounts it next, or waits to, need not wait for a slow disk too.
 void DirectoryServer::Impl::end() {
+    control_.reset();
     fs_.reset();
     keeper_.reset();
     if (is_read_only_) return;

@@ -3,6 +3,7 @@
 #include "fuse/change.h"
 #include "fuse/keeper.h"
 #include "fuse/node.h"
+#include "fuse/quota.h"
 #include "fuse/result.h"
 #include "store/file.h"
 
@@ -39,6 +40,10 @@ public:
     virtual Result<std::string> link_target(NodeId symlink) = 0;  ///< Of a kept one.
     /// Puts in what the keeper's file knows better than the records: times, size on disk, the inode's number.
     virtual void complete(Attributes& attributes) const = 0;
+    /// Counts what its files take from now on, and refuses with EDQUOT what would exceed a limit. Without limits it
+    /// counts nothing. Errors of looking through its files.
+    virtual Result<void> set_quota(const QuotaLimits& limits) = 0;
+    virtual QuotaUsage quota_usage() const = 0;  ///< Zeros while nothing is counted.
     /// Nothing names the inode any more, and no process can reach it.
     virtual void drop(NodeId node) noexcept = 0;
 };

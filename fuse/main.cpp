@@ -45,6 +45,12 @@ int ask(const ServerOptions& options, const std::string& line) {
     return answer.starts_with("{\"ok\":true") ? 0 : 1;
 }
 
+std::string quota_question(const ServerOptions& options) {
+    if (!options.quota) return R"({"ask":"quota"})";
+    return R"({"ask":"quota","limit":")" + std::to_string(options.quota->bytes) + ":" +
+           std::to_string(options.quota->inodes) + R"("})";
+}
+
 int serve_folders(const ServerOptions& options) {
     unionfs::DirectoryServer server(options);
     auto background = unionfs::Background::go(!options.stays_in_foreground);
@@ -89,6 +95,8 @@ int run(const ServerOptions& options, char** arguments) {
             return unionfs::upgrade_server(options.mount_folder);
         case ServerOptions::Action::stop:
             return ask(options, options.is_forced ? R"({"ask":"stop","force":true})" : R"({"ask":"stop"})");
+        case ServerOptions::Action::quota:
+            return ask(options, quota_question(options));
         case ServerOptions::Action::version:
             std::printf("lamina-fuse %s\n", LAMINA_VERSION);
             return 0;

@@ -76,6 +76,8 @@ void apply_option(ServerOptions& options, const std::string& option) {
         if (options.cache_bytes < kLeastCacheBytes || options.cache_bytes > kMostCacheBytes) {
             refuse("-o cache=" + *value + ": between 1M and 64G");
         }
+    } else if (name == "quota") {
+        options.quota = parse_quota(value.value_or(""));
     } else if (name == "reader") {
         options.quiet_reader = reader_of(value.value_or(""));
     } else if (name == "watchdog") {
@@ -126,10 +128,13 @@ private:
             {"--upgrade", Action::upgrade}, {"--stats", Action::stats}, {"--stop", Action::stop},
             {"--sync", Action::sync},       {"--diff", Action::diff},   {"--export", Action::export_layer},
             {"--version", Action::version}, {"-V", Action::version},    {"--help", Action::help},
-            {"-h", Action::help},
+            {"-h", Action::help},           {"--quota", Action::quota},
         };
         if (const auto found = kActions.find(word); found != kActions.end()) {
             set_action(found->second);
+        } else if (word.starts_with("--quota=")) {
+            set_action(Action::quota);
+            options_.quota = parse_quota(std::string_view(word).substr(8));
         } else if (word == "-o") {
             apply_options(options_, value_of(word));
         } else if (word.starts_with("-o")) {
@@ -165,6 +170,7 @@ const char* const kServerHelp =
     "       lamina-fuse --state <store>/mounts/<id> [-o OPTIONS] [-f] [-d] MOUNTPOINT\n"
     "       lamina-fuse --state <store>/mounts/<id> --stats | --sync | --upgrade | --stop [--force]\n"
     "       lamina-fuse --state <store>/mounts/<id> --diff | --export\n"
+    "       lamina-fuse --state <store>/mounts/<id> | WORKDIR --quota[=BYTES[:INODES]]\n"
     "\n"
     "Serves one mount of folders, the first of them on top; the upper one takes all changes. Or of an image: reads "
     "<store>/mounts/<id>/base and what was changed before, mounts, and goes to "
@@ -175,6 +181,8 @@ const char* const kServerHelp =
     "  -f            stay in the foreground        -d  likewise, and print each request\n"
     "  -o ro         read-only                     -o dev, nosuid  device files work; set-id bits do not\n"
     "  -o cache=64M  memory for file data          -o reader=plain  never the quiet reading thread\n"
+    "  -o quota=BYTES[:INODES]  what the changes may take; K, M, G, T; 0: no limit, but one can be set later\n"
+    "  --quota       the limits and what is used, as JSON; --quota=BYTES[:INODES] sets new ones\n"
     "  --stats       the running server's counters, as JSON\n"
     "  --sync        make all changes durable      --stop  sync, unmount, end; --force: though files are open\n"
     "  --upgrade     this program takes the place of the one that serves; no file is closed\n"

@@ -1,9 +1,11 @@
 #pragma once
 
+#include "fuse/quota.h"
 #include "fuse/reading_threads.h"
 #include "fuse/stack_options.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,7 +13,7 @@ namespace lamina::unionfs {
 
 /// The command line of lamina-fuse, checked.
 struct ServerOptions {
-    enum class Action { serve, stats, stop, sync, upgrade, diff, export_layer, version, help };
+    enum class Action { serve, stats, stop, sync, upgrade, quota, diff, export_layer, version, help };
     Action action = Action::serve;
     std::string mount_folder;  ///< --state: <store root>/mounts/<id>. Empty: a mount of folders.
     StackMountOptions stack;   ///< Of one of folders.
@@ -27,6 +29,7 @@ struct ServerOptions {
     std::uint64_t cache_bytes = std::uint64_t{64} << 20;   ///< -o cache=64M
     unsigned watchdog_ms = 60'000;                         ///< -o watchdog=SECONDS: see HolderOptions. 0: never.
     bool allows_resend = true;                             ///< -o resend=off: as on a kernel that cannot.
+    std::optional<QuotaLimits> quota;                      ///< -o quota=; with Action::quota: the new one.
     std::vector<std::string> mount_flags;                  ///< noexec, noatime: the kernel's.
     std::vector<std::string> warnings;                     ///< Unknown -o options, one line each.
 };

@@ -10,6 +10,7 @@
 #include "fuse/image_view.h"
 #include "fuse/json_text.h"
 #include "fuse/mount_state.h"
+#include "fuse/quota_control.h"
 #include "fuse/union_server.h"
 #include "store/error.h"
 #include "store/file.h"
@@ -59,10 +60,12 @@ public:
     Result<void> sync() { return fs_->sync(); }
     MountState& state() { return *state_; }
     const HolderLink& holder() const { return holder_; }
+    std::string quota(const ControlSession::Members& members);
     void stop(bool is_forced);
 
 private:
     std::unique_ptr<MountState> open_state(HolderLink& holder) const;
+    void begin_quota();
     void finish();
     JsonObject changes_as_json();
 
@@ -93,12 +96,13 @@ public:
         if (ask == "stats") return server_.stats().str();
         if (ask == "sync") return plain(server_.sync());
         if (ask == "cut") return cut();
+        if (ask == "quota") return server_.quota(members);
         if (ask == "stop") {
             server_.stop(members.contains("force") && members.at("force") == "true");
             return JsonObject().flag("ok", true).str();
         }
         if (ask == "upgrade") return upgrade(members.contains("program") ? members.at("program") : std::string());
-        throw store::Error(store::Errc::unsupported, "ask: one of stats, sync, cut, upgrade, stop");
+        throw store::Error(store::Errc::unsupported, "ask: one of stats, sync, cut, quota, upgrade, stop");
     }
 
 private:
@@ -150,6 +154,7 @@ MountServer::MountServer(const ServerOptions& options, HolderLink& holder, const
                                         [this](const std::string& line) { log_.line(base_.image + ": " + line); });
     state_ = open_state(holder);
     fs_ = std::make_unique<UnionFs>(*view_, state_->changes(), &state_->keeper());
+    begin_quota();
     auto listener = holder.is_first() ? store::UniqueFd() : holder.take(kHeldControl);
     const OwnerMap owners{.uids = IdMap::root_as(::geteuid()), .gids = IdMap::root_as(::getegid())};
     const bool has_no_xattrs = is_read_only_ && !view_->has_xattrs() && state_->changes().counts().nodes == 0;
@@ -172,6 +177,24 @@ std::unique_ptr<MountState> MountServer::open_state(HolderLink& holder) const {
     auto arena = Arena::attach(holder.take(HolderLink::kArena));
     if (!arena) store::throw_errno(std::to_underlying(arena.error()), "the arena of the mount");
     return MountState::resume(std::move(*arena), mount_folder_, base_.tree, *view_, options);
+}
+
+/// The one that is asked for now holds at later mounts too. It may have been changed since, so that a next server takes
+/// what is kept; and goes on without, rather than end the mount, when that is damaged.
+void MountServer::begin_quota() try {
+    if (is_read_only_) return;
+    if (options_.quota && holder_.is_first()) write_quota(mount_folder_, *options_.quota);
+    if (const auto limits = read_quota(mount_folder_)) (void)fs_->set_quota(*limits);
+} catch (const store::Error& error) {
+    if (holder_.is_first()) throw;
+    log_.line(error.what());
+}
+
+std::string MountServer::quota(const ControlSession::Members& members) {
+    return answer_quota(*fs_, members, [this](const QuotaLimits& limits) {
+        if (is_read_only_) throw store::Error(store::Errc::read_only, "the mount is read-only: it has no changes");
+        write_quota(mount_folder_, limits);
+    });
 }
 
 void MountServer::run() {
@@ -210,13 +233,18 @@ void MountServer::finish() {
 JsonObject MountServer::changes_as_json() {
     const auto usage = state_->keeper().usage();
     const auto counts = state_->changes().counts();
+    const UnionFs::Quota quota = fs_->quota();
     return JsonObject()
         .number("nodes", counts.nodes)
         .number("names", counts.names)
         .number("extents", counts.extents)
         .number("arena_bytes", counts.arena_bytes)
         .number("log_bytes", usage.log_bytes)
-        .number("extent_bytes", usage.extent_bytes);
+        .number("extent_bytes", usage.extent_bytes)
+        .number("quota_bytes", quota.limits.bytes)
+        .number("quota_inodes", quota.limits.inodes)
+        .number("used_bytes", quota.used.bytes)
+        .number("used_inodes", quota.used.inodes);
 }
 
 JsonObject MountServer::stats() {

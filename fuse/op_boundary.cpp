@@ -102,7 +102,7 @@ void send(fuse_req_t request, const UnionFs::FileSystemUsage& usage) {
     result.f_frsize = usage.block_bytes;
     result.f_blocks = usage.blocks;
     result.f_bfree = usage.free_blocks;
-    result.f_bavail = usage.free_blocks;
+    result.f_bavail = usage.available_blocks;
     result.f_files = usage.inodes;
     result.f_ffree = usage.free_inodes;
     result.f_favail = usage.free_inodes;

@@ -99,6 +99,9 @@ Result<std::size_t> UnionFs::write(NodeId node, std::uint64_t offset_bytes, std:
                         .clears_privileges = by == WriteBy::unprivileged,
                         .is_mapped = by == WriteBy::mapping,
                         .time = impl_->clock()};
+    write.offset_bytes = offset_bytes;
+    write.size_bytes = data.size();  // All of it, although it may become several changes.
+    if (const auto checked = impl_->check_limits(write); !checked) return std::unexpected(checked.error());
     std::size_t done = 0;
     while (done < data.size()) {
         write.offset_bytes = offset_bytes + done;
@@ -147,6 +150,8 @@ Result<void> UnionFs::allocate(NodeId node, int mode, std::uint64_t offset_bytes
                                            .size_bytes = size_bytes,
                                            .new_size_bytes = new_size,
                                            .time = now});
+    const change::Write all{.node = node, .offset_bytes = offset_bytes, .size_bytes = size_bytes};
+    if (const auto checked = impl_->check_limits(all); !checked) return checked;
     if (size_bytes > impl_->keeper->usage().available_bytes) return fail(ENOSPC);
     if (new_size == found->size_bytes)  // Space changes no bytes, but the times: as local file systems have it.
         return impl_->perform(change::SetAttributes{.node = node, .mtime = now, .ctime = now});

@@ -118,10 +118,20 @@ Result<void> UnionFs::Impl::perform(const change::Change& change) {
 }
 
 Result<void> UnionFs::Impl::reserve(const change::Change& change, std::uint64_t data_bytes) {
+    if (const auto checked = check_limits(change); !checked) return checked;
     if (const auto reserved = changes.reserve(change); !reserved) return reserved;
     const bool frees = std::holds_alternative<change::Remove>(change) || std::holds_alternative<change::Resize>(change);
     if (frees) return keeper->reserve_to_free(record_bytes(change));
     return keeper->reserve(record_bytes(change), data_bytes);
+}
+
+Result<void> UnionFs::Impl::check_limits(const change::Change& change) const {
+    if (files || !limits.is_set()) return {};
+    return check_quota(records, limits, change);
+}
+
+QuotaUsage UnionFs::Impl::quota_usage() const {
+    return files ? files->quota_usage() : unionfs::quota_usage(records);
 }
 
 Result<void> UnionFs::Impl::apply(const change::Change& change) {
@@ -442,20 +452,46 @@ Result<void> UnionFs::sync() {
     return impl_->keeper->sync();
 }
 
+Result<void> UnionFs::set_quota(const QuotaLimits& limits) {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->files)
+        if (const auto set = impl_->files->set_quota(limits); !set) return set;
+    impl_->limits = limits;
+    return {};
+}
+
+UnionFs::Quota UnionFs::quota() {
+    const std::lock_guard lock(impl_->mutex);
+    return {.limits = impl_->limits, .used = impl_->quota_usage()};
+}
+
 UnionFs::FileSystemUsage UnionFs::usage() {
     FileSystemUsage usage;
+    Quota quota;
     {
         const std::lock_guard lock(impl_->mutex);
         usage.inodes = impl_->view.node_count() + impl_->records.inodes().size();
+        quota = {.limits = impl_->limits, .used = impl_->limits.is_set() ? impl_->quota_usage() : QuotaUsage{}};
     }
     const std::uint64_t below = impl_->view.logical_bytes() / usage.block_bytes;
     usage.blocks = below;
     if (!impl_->keeper) return usage;
     const Keeper::Usage kept = impl_->keeper->usage();
+    const std::uint64_t on_disk = kept.available_bytes / usage.block_bytes;
     usage.blocks = std::max(kept.total_bytes / usage.block_bytes, below);
-    usage.free_blocks = kept.available_bytes / usage.block_bytes;
+    usage.free_blocks = on_disk;
     usage.free_inodes = kMaxLinks;
     usage.inodes += usage.free_inodes;
+    if (quota.limits.bytes != 0) {
+        usage.blocks = quota.limits.bytes / usage.block_bytes;
+        const std::uint64_t used = (quota.used.bytes + usage.block_bytes - 1) / usage.block_bytes;
+        usage.free_blocks = usage.blocks - std::min(usage.blocks, used);
+    }
+    usage.available_blocks = std::min(usage.free_blocks, on_disk);
+    if (quota.limits.inodes != 0) {
+        usage.inodes = quota.limits.inodes;
+        usage.free_inodes = usage.inodes - std::min(usage.inodes, quota.used.inodes);
+    }
     return usage;
 }
 

@@ -2,6 +2,7 @@
 
 #include "fuse/keeper.h"
 #include "fuse/node.h"
+#include "fuse/quota.h"
 #include "fuse/result.h"
 #include "fuse/view.h"
 
@@ -120,10 +121,21 @@ public:
     Result<void> remove_xattr(NodeId node, std::string_view name);
     Result<void> sync();  ///< fsync, fsyncdir, syncfs: all that was changed before is durable.
 
+    /// Limits on what the changes take; may be below what they take now. Any thread. From then on what would exceed
+    /// them is EDQUOT, before anything of it has happened.
+    Result<void> set_quota(const QuotaLimits& limits);
+    struct Quota {
+        QuotaLimits limits;
+        QuotaUsage used;  ///< Of a keeper of files: zeros while no limit is set.
+    };
+    Quota quota();
+
+    /// With a limit the size is the limit, and what is not free is what the changes take.
     struct FileSystemUsage {
         std::uint64_t block_bytes = 4096;
         std::uint64_t blocks = 0;
         std::uint64_t free_blocks = 0;
+        std::uint64_t available_blocks = 0;  ///< Less than what is free when the disk below has less.
         std::uint64_t inodes = 0;
         std::uint64_t free_inodes = 0;
     };

@@ -3,6 +3,7 @@
 #include "fuse/change_apply.h"
 #include "fuse/change_set_records.h"
 #include "fuse/file_keeper.h"
+#include "fuse/quota.h"
 #include "fuse/union_fs.h"
 
 #include <condition_variable>
@@ -28,6 +29,7 @@ public:
     std::mutex mutex;  // Taken alone; the keeper's own locks come behind it.
     std::condition_variable none_is_nameless;
     std::size_t nameless_count = 0;  ///< Inodes without a name that the kernel knows, as far as this server saw it.
+    QuotaLimits limits;
 
     Result<void> can_change() const;                                 ///< EROFS.
     Result<Attributes> directory(NodeId node) const;                 ///< ENOTDIR
@@ -39,6 +41,8 @@ public:
     /// reserve() and apply() in one, for changes without data.
     Result<void> perform(const change::Change& change);
     Result<void> reserve(const change::Change& change, std::uint64_t data_bytes);
+    Result<void> check_limits(const change::Change& change) const;  ///< EDQUOT. A keeper of files checks its own.
+    QuotaUsage quota_usage() const;
     Result<void> apply(const change::Change& change);
     Result<void> perform_kept(const change::Change& change);  ///< Applied to the records: the files have it already.
     Result<std::size_t> write_some(change::Write write, std::span<const std::byte> data);

@@ -251,14 +251,16 @@ Result<void> UnionFs::set_xattr(NodeId node, std::string_view name, std::string_
     if (!is_there && list_bytes > kMaxXattrListBytes) return fail(ENOSPC);
     if (is_there && !is_acl(name) && old->second == value) return {};  // Nothing changes, not even ctime.
     const Timestamp now = impl_->clock();
+    const change::SetXattr set_value{.node = node, .name = name, .value = value, .time = now};
+    if (*step == XattrStep::set)
+        if (const auto checked = impl_->check_limits(set_value); !checked) return checked;
     if (clears_set_gid && name == kAccessAclXattr &&
         (found->mode & S_ISGID)) {  // First: better without the bit than with a wider ACL.
         const change::SetAttributes set{
             .node = node, .mode = found->mode & 07777 & ~std::uint32_t{S_ISGID}, .ctime = now};
         if (const auto done = impl_->perform(set); !done) return done;
     }
-    if (*step == XattrStep::set)
-        return impl_->perform(change::SetXattr{.node = node, .name = name, .value = value, .time = now});
+    if (*step == XattrStep::set) return impl_->perform(set_value);
     if (!is_there) return {};
     return impl_->perform(change::RemoveXattr{.node = node, .name = name, .time = now});
 }

@@ -39,6 +39,7 @@ ONE_SIDE = {
     "steps.space": (UNIT, "a mount does not show what space is whose"),
     "steps.whole": (UNIT, "memory and room that end at a chosen step take a keeper that is a model"),
     "steps.full": (UNIT, "memory and room that end at a chosen step take a keeper that is a model"),
+    "quota.mapped": (KERNEL, "mappings are the kernel's"),
     "init.reply": (UNIT, "what the kernel makes of it is [requests.cached] and [requests.changes]"),
     "requests.cached": (KERNEL, "without a kernel there are no requests to count"),
     "requests.changes": (KERNEL, "without a kernel there are no requests to count"),

@@ -19,6 +19,8 @@ using namespace lamina::unionfs;
 
 namespace {
 
+constexpr QuotaLimits kPlenty{.bytes = std::uint64_t{1} << 40, .inodes = std::uint64_t{1} << 40};
+
 class RandomCommands {
 public:
     explicit RandomCommands(std::uint32_t seed) : random_(seed) {}
@@ -118,6 +120,7 @@ void run_round(const std::string& reference, const test::DirectoryFolders& folde
         test::DirectoryUnion at(folders);
         test::UnionFsTarget target(at);
         test::FolderTarget folder(reference);
+        REQUIRE(at.fs->set_quota(kPlenty));
         for (int count = 0; count < 40; ++count) {
             const std::string command = commands.next();
             if (!goes_through_folders(reference, command) || !is_compared(at, command, reference)) continue;
@@ -126,6 +129,11 @@ void run_round(const std::string& reference, const test::DirectoryFolders& folde
             CAPTURE(script);
             REQUIRE(target.run(words) == folder.run(words));
         }
+        const QuotaUsage counted = at.fs->quota().used;
+        REQUIRE(at.fs->set_quota({}));
+        REQUIRE(at.fs->set_quota(kPlenty));  // Looks through all of it again.
+        CAPTURE(script, counted.bytes, counted.inodes, at.fs->quota().used.bytes, at.fs->quota().used.inodes);
+        REQUIRE(at.fs->quota().used == counted);
         live = test::union_manifest(at, untimed);
         live_whole = test::union_manifest(at, whole);
     }

@@ -66,6 +66,7 @@ public:
         ChangeSet copied(*copied_arena, view_);
         REQUIRE(test::copy_state(*changes_, copied) == 0);
         REQUIRE(test::dump(copied) == state);
+        REQUIRE(quota_usage(replayed->records()) == quota_usage(copied.records()));
         changes_ = std::move(replayed);
         arena_ = std::move(replayed_arena);
         start();

@@ -21,12 +21,15 @@ public:
         records_.inodes().for_each([&](Ref<InodeRecord> ref) {
             const InodeRecord& inode = records_.arena().get(ref);
             if (records_.find_inode(inode.node) != ref) note(inode, "is not found, or twice");
+            count(inode);
             if (inode.is_directory())
                 check_directory(inode);
             else
                 check_file(inode);
         });
         if (name_count_ != records_.names().size()) problems_.push_back("names outside of folders");
+        if (data_bytes_ != records_.set().data_bytes) problems_.push_back("a wrong account of data");
+        if (metadata_bytes_ != records_.set().metadata_bytes) problems_.push_back("a wrong account of metadata");
         if (counts_links) check_links();
         return problems_;
     }
@@ -34,6 +37,13 @@ public:
 private:
     void note(const unionfs::InodeRecord& inode, const std::string& what) {
         problems_.push_back(std::to_string(inode.node) + ": " + what);
+    }
+    void count(const unionfs::InodeRecord& inode) {
+        using namespace unionfs;
+        data_bytes_ += (inode.own_bytes + 4095) / 4096 * 4096;
+        for (Ref<XattrRecord> at = inode.xattrs; at; at = records_.arena().get(at).next)
+            metadata_bytes_ += records_.arena().get(at).name().size() + records_.arena().get(at).value().size();
+        if (inode.link_target) metadata_bytes_ += records_.arena().get(inode.link_target).text().size();
     }
     void check_directory(const unionfs::InodeRecord& directory) {
         using namespace unionfs;
@@ -50,6 +60,7 @@ private:
             whiteouts += name.node == 0;
             added += !name.is_in_view();
             ++name_count_;
+            metadata_bytes_ += name.name().size();
             check_target(directory, name);
         }
         if (whiteouts != directory.whiteout_count || added != directory.added_count) note(directory, "wrong counts");
@@ -104,6 +115,8 @@ private:
     const unionfs::ChangeSet::Records& records_;
     std::vector<std::string> problems_;
     std::uint64_t name_count_ = 0;
+    std::uint64_t data_bytes_ = 0;
+    std::uint64_t metadata_bytes_ = 0;
     bool is_strict_ = true;
     std::map<unionfs::NodeId, std::uint64_t> links_;
     std::map<unionfs::NodeId, std::uint64_t> folders_;
