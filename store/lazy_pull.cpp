@@ -3,6 +3,7 @@
 #include "store/error.h"
 #include "store/import_job.h"
 #include "store/lazy_index.h"
+#include "store/lazy_layer.h"
 #include "store/recipe.h"
 
 #include <algorithm>
@@ -92,6 +93,7 @@ private:
         const LayerRow row = check(path, entry, lazy);
         write_file_atomically(core_.paths.lazy(entry.diff_id), lazy.write());
         rename_durably(path, core_.paths.recipe(entry.diff_id));
+        core_.lazy.forget(entry.diff_id);
         core_.index->add_layer(row, std::nullopt);
     }
 

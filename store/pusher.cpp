@@ -1,5 +1,6 @@
 #include "store/pusher.h"
 
+#include "store/access_points.h"
 #include "store/error.h"
 #include "store/guarded.h"
 #include "store/lazy_index.h"

@@ -146,14 +146,23 @@ std::unique_ptr<ByteSource> open_registry_blob(const RegistryPlaces& places, con
     return std::make_unique<OneStream>(places, blob, ByteRange{0, blob.size_bytes}, stop);
 }
 
+std::unique_ptr<ByteSource> open_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
+                                                const ByteRange& range, const std::stop_token& stop) {
+    return std::make_unique<OneStream>(places, blob, range, stop);
+}
+
+void read_to_end(ByteSource& range) {
+    std::array<std::byte, 1> beyond;
+    static_cast<void>(range.read(beyond));
+}
+
 std::vector<std::byte> read_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
                                            const ByteRange& range, const std::stop_token& stop) {
     OneStream stream(places, blob, range, stop);
     std::vector<std::byte> bytes(range.end - range.first);
     std::size_t done = 0;
     while (done < bytes.size()) done += stream.read(std::span(bytes).subspan(done));
-    std::array<std::byte, 1> beyond;
-    static_cast<void>(stream.read(beyond));  // Sees that nothing follows.
+    read_to_end(stream);
     return bytes;
 }
 

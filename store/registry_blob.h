@@ -21,6 +21,12 @@ using RegistryPlaces = std::vector<std::shared_ptr<RegistrySession>>;
 std::unique_ptr<ByteSource> open_registry_blob(const RegistryPlaces& places, const oci::Descriptor& blob,
                                                const std::stop_token& stop);
 
+/// The same of a part of a blob, in one stream. What follows its bytes is seen by read_to_end().
+std::unique_ptr<ByteSource> open_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
+                                                const ByteRange& range, const std::stop_token& stop);
+/// After the last byte: corrupt when another one follows. Leaves the connection in order.
+void read_to_end(ByteSource& range);
+
 /// A part of a blob, whole, likewise from the first place that gives it.
 std::vector<std::byte> read_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
                                            const ByteRange& range, const std::stop_token& stop);

@@ -51,7 +51,6 @@ struct StoreCore {
     std::timed_mutex collecting;  ///< One gc or verify at a time. Taken before `publishing`.
     std::mutex mounting;    ///< Makes "is this image mounted?" and what follows from the answer one step. Outermost.
     std::atomic<std::uint64_t> next_job{1};
-    LazyFetcher lazy{*this};
     /// For registries; one, so that its limits count for all jobs together. Made when it is first needed.
     HttpClient& http() {
         std::call_once(http_made_, [this] { http_ = std::make_unique<HttpClient>(); });
@@ -61,6 +60,9 @@ struct StoreCore {
 private:
     std::once_flag http_made_;
     std::unique_ptr<HttpClient> http_;
+
+public:
+    LazyFetcher lazy{*this};  // Last: its threads use all the rest.
 };
 
 /// The number of a pack file, by its name; nullopt: another file of packs/.

@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 
+from lazy_scene import LazyScene
 from registries import needs_registry
-from registry_test import BASE, TOP, RegistryTest, noise, support_store
+from registry_test import BASE, TOP, noise
 from support import entry, layer, main, manifest, needs_fuse, needs_program, needs_root, overlay_of, run
 
 WIDE = layer(entry("wide", "dir"), *[entry(f"wide/{number:02}", data=noise(1_500_000, 100 + number))
@@ -16,33 +17,8 @@ WIDE = layer(entry("wide", "dir"), *[entry(f"wide/{number:02}", data=noise(1_500
 @needs_program("skopeo")
 @needs_root
 @needs_fuse
-class LazyTest(RegistryTest):
-    """One node has pushed the image with its index; `self.lamina` is another one."""
+class LazyTest(LazyScene):
     layers = [WIDE, BASE, TOP]
-
-    def setUp(self):
-        super().setUp()
-        self.name = f"{self.proxy.host}/wide:1"
-        self.layout.add("wide", self.layers)
-        self.digest = self.registry.push(f"oci:{self.folder}/source:wide", "wide:1")
-        (self.folder / "registries.conf").write_text(f'[[registry]]\nlocation = "{self.proxy.host}"\ninsecure = true\n')
-        with support_store(self) as first:
-            first.call("pull", self.name)
-            pushed = first.json("push", "--index", self.name)
-        self.assertEqual((self.digest, 0), (pushed["manifest_digest"], pushed["layers_sent"]))
-        self.proxy.forget()
-
-    def mount(self, *options, name="m"):
-        target = self.lamina.make_folder(name)
-        self.lamina.call("mount", self.name, target, "--name", name, *options)
-        return target
-
-    def layer_bytes(self):
-        digests = [blob["digest"] for blob in self.manifest()["layers"]]
-        return sum(seen.sent_bytes for seen in self.proxy.requests("/blobs/") if seen.path.split("/")[-1] in digests)
-
-    def manifest(self):
-        return self.lamina.json("inspect", self.name)["manifest"]
 
     def test_only_what_is_read_is_fetched(self):
         pulled = self.lamina.json("pull", "--lazy=always", self.name)

@@ -1,0 +1,116 @@
+#include "store/fetch_queue.h"
+
+#include <algorithm>
+
+namespace lamina::store {
+
+namespace {
+
+constexpr std::uint64_t kFirstWindowBytes = 256 << 10;
+constexpr std::size_t kReadersOfLayer = 8;
+
+}  // namespace
+
+bool FetchQueue::knows(const DiffId& layer, std::size_t part) const {
+    const auto found = layers_.find(layer);
+    return found != layers_.end() && part < found->second.states.size();
+}
+
+void FetchQueue::add_layer(const DiffId& layer, std::vector<std::uint64_t> part_bytes) {
+    Layer added;
+    added.states.assign(part_bytes.size(), State::idle);
+    added.part_bytes = std::move(part_bytes);
+    layers_.emplace(layer, std::move(added));
+}
+
+bool FetchQueue::ask(const DiffId& layer, std::size_t part, Kind kind, bool again) {
+    State& state = layers_.at(layer).states.at(part);
+    if (state == State::here && !again) return false;
+    const State asked = state_of(kind);
+    const bool is_more = state == State::idle || state == State::here || (state != State::flying && asked < state);
+    if (!is_more) return true;
+    state = asked;
+    asked_[static_cast<std::size_t>(kind)].emplace_back(layer, part);
+    return true;
+}
+
+void FetchQueue::take_back(const DiffId& layer) {
+    for (State& state : layers_.at(layer).states) {
+        if (state == State::rest) state = State::idle;
+    }
+}
+
+std::pair<std::size_t, std::size_t> FetchQueue::follow(const DiffId& layer, std::size_t part,
+                                                       std::uint64_t limit_bytes) {
+    Layer& of = layers_.at(layer);
+    const auto found = std::ranges::find_if(of.readers, [&](const Reader& reader) { return reader.next == part; });
+    Reader reader{.next = part + 1, .window_bytes = 0};
+    if (found != of.readers.end()) {
+        reader.window_bytes = std::max(kFirstWindowBytes, std::min(found->window_bytes * 2, limit_bytes));
+        std::uint64_t bytes = 0;
+        const auto fits = [&] { return bytes == 0 || bytes + of.part_bytes[reader.next] <= reader.window_bytes; };
+        while (reader.next < of.states.size() && fits()) bytes += of.part_bytes[reader.next++];
+        of.readers.erase(found);
+    }
+    of.readers.push_back(reader);
+    if (of.readers.size() > kReadersOfLayer) of.readers.pop_front();
+    return {part + 1, reader.next};
+}
+
+bool FetchQueue::has(Kind kind) {
+    auto& asked = asked_[static_cast<std::size_t>(kind)];
+    while (!asked.empty()) {
+        const auto& [layer, part] = asked.front();
+        if (knows(layer, part) && layers_.at(layer).states[part] == state_of(kind)) return true;
+        asked.pop_front();
+    }
+    return false;
+}
+
+std::optional<FetchQueue::Run> FetchQueue::next() {
+    const auto flying_of = [&](Kind kind) { return flying_[static_cast<std::size_t>(kind)]; };
+    if (flying() >= kRunsAtOnce) return std::nullopt;
+    if (has(Kind::wanted)) return take(Kind::wanted);
+    if (has(Kind::ahead)) return flying_of(Kind::ahead) < kAheadAtOnce ? take(Kind::ahead) : std::nullopt;
+    if (has(Kind::rest) && flying() == 0) return take(Kind::rest);
+    return std::nullopt;
+}
+
+void FetchQueue::widen(Layer& layer, Run& run, State state, std::uint64_t& left_bytes) {
+    const auto is_joined = [&](std::size_t part) {
+        return layer.states[part] == state && layer.part_bytes[part] <= left_bytes;
+    };
+    while (run.end < layer.states.size() && is_joined(run.end)) {
+        left_bytes -= layer.part_bytes[run.end];
+        layer.states[run.end++] = State::flying;
+    }
+    while (run.first > 0 && is_joined(run.first - 1)) {
+        left_bytes -= layer.part_bytes[--run.first];
+        layer.states[run.first] = State::flying;
+    }
+}
+
+std::optional<FetchQueue::Run> FetchQueue::take(Kind kind) {
+    auto& asked = asked_[static_cast<std::size_t>(kind)];
+    const Place place = asked.front();
+    asked.pop_front();
+    Layer& layer = layers_.at(place.first);
+    Run run{.layer = place.first, .first = place.second, .end = place.second + 1, .kind = kind};
+    layer.states[run.first] = State::flying;
+    std::uint64_t left_bytes = kMaxRunBytes - std::min(kMaxRunBytes, layer.part_bytes[run.first]);
+    widen(layer, run, state_of(kind), left_bytes);
+    const bool is_alone = kind == Kind::wanted && !has(Kind::wanted);
+    while (is_alone && run.end < layer.states.size() && layer.states[run.end] == State::ahead &&
+           layer.part_bytes[run.end] <= left_bytes) {
+        left_bytes -= layer.part_bytes[run.end];
+        layer.states[run.end++] = State::flying;
+    }
+    ++flying_[static_cast<std::size_t>(kind)];
+    return run;
+}
+
+void FetchQueue::part_done(const Run& run, std::size_t part, bool has_come) {
+    if (knows(run.layer, part)) layers_.at(run.layer).states[part] = has_come ? State::here : State::idle;
+}
+
+}  // namespace lamina::store
