@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdlib>
 #include <filesystem>
 
@@ -132,6 +133,19 @@ void check_socket_path(const std::string& path) {
     if (path.size() <= limit) return;
     usage("socket path " + path + ": " + std::to_string(path.size()) + " bytes, the kernel takes at most " +
           std::to_string(limit) + "; name a shorter one with --socket");
+}
+
+std::uint64_t parse_size(std::string_view text) {
+    constexpr std::string_view kUnits = "KMGT";
+    constexpr std::uint64_t kEnd = std::uint64_t{1} << 62;
+    std::uint64_t number = 0;
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), number);
+    const std::string_view unit = text.substr(static_cast<std::size_t>(parsed.ptr - text.data()));
+    const std::size_t place = unit.empty() ? 0 : kUnits.find(unit[0]) + 1;
+    const bool is_unit = unit.empty() || (unit.size() == 1 && place != 0);
+    if (parsed.ec != std::errc() || !is_unit || number > (kEnd - 1) >> (10 * place))
+        usage("size \"" + std::string(text) + "\": a number, with K, M, G or T");
+    return number << (10 * place);
 }
 
 std::string companion_program(std::string_view name, std::string_view build_folder) {

@@ -276,11 +276,12 @@ struct Usage {
     std::uint64_t mount_bytes = 0;
     std::uint64_t other_bytes = 0;
     std::uint64_t reclaimable_bytes = 0;
+    std::uint64_t max_bytes = 0;  ///< What the store may have; 0: no limit.
     std::vector<ImageUsage> images;
 };
 BOOST_DESCRIBE_STRUCT(Usage, (),
                       (logical_bytes, tar_bytes, pack_bytes, index_bytes, recipe_bytes, tree_bytes, mount_bytes,
-                       other_bytes, reclaimable_bytes, images))
+                       other_bytes, reclaimable_bytes, max_bytes, images))
 
 struct GcResult {
     bool dry_run = false;
@@ -320,6 +321,12 @@ struct UpkeepResult {
 };
 BOOST_DESCRIBE_STRUCT(UpkeepResult, (),
                       (compressed_bytes, freed_bytes, packs_written, packs_removed, read_bytes, problems))
+
+/// A line for people in the reply of what takes long.
+struct Notice {
+    std::string text;
+};
+BOOST_DESCRIBE_STRUCT(Notice, (), (text))
 
 template <class T>
 std::string to_text(const T& message) {
@@ -386,6 +393,9 @@ Places default_places(const std::string& store_option, const std::string& socket
 
 /// Fills a Unix socket address; throws FailureError "usage" when the path is longer than the kernel takes (107 bytes).
 void check_socket_path(const std::string& path);
+
+/// "10G": bytes, or with a K, M, G or T powers of 1024; below 2^62. Throws FailureError "usage".
+std::uint64_t parse_size(std::string_view text);
 
 /// Path of a program that belongs with this one: $LAMINA_<NAME> if set, else beside this executable, or in
 /// `build_folder` beside its folder (a build tree), else found through PATH.

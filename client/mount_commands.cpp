@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -86,28 +85,16 @@ void start_mount_program(const std::string& program, const std::string& options,
     throw api::FailureError({"unavailable", said.empty() ? "the mount program failed" : said});
 }
 
-[[noreturn]] void refuse_limit(const std::string& text) {
-    throw api::FailureError({"usage", "quota \"" + text + "\": BYTES or BYTES,INODES, with K, M, G or T; 0: no limit"});
-}
-
-/// "10G": with an optional unit, of powers of 1024.
-std::uint64_t parse_limit(const std::string& whole, std::string_view text) {
-    constexpr std::string_view kUnits = "KMGT";
-    std::uint64_t number = 0;
-    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), number);
-    if (parsed.ec != std::errc()) refuse_limit(whole);
-    const std::string_view unit = text.substr(static_cast<std::size_t>(parsed.ptr - text.data()));
-    const std::size_t place = unit.empty() ? 0 : kUnits.find(unit[0]) + 1;
-    if (unit.size() > 1 || (!unit.empty() && place == 0)) refuse_limit(whole);
-    if (number > ((std::uint64_t{1} << 62) - 1) >> (10 * place)) refuse_limit(whole);
-    return number << (10 * place);
-}
-
 api::QuotaRequest parse_quota(const std::string& text) {
     const std::size_t comma = text.find(',');
-    api::QuotaRequest limits{.mount = {}, .bytes = parse_limit(text, std::string_view(text).substr(0, comma))};
-    if (comma != std::string::npos) limits.inodes = parse_limit(text, std::string_view(text).substr(comma + 1));
-    return limits;
+    try {
+        api::QuotaRequest limits{.mount = {}, .bytes = api::parse_size(std::string_view(text).substr(0, comma))};
+        if (comma != std::string::npos) limits.inodes = api::parse_size(std::string_view(text).substr(comma + 1));
+        return limits;
+    } catch (const api::FailureError&) {  // Better said of the whole.
+        throw api::FailureError(
+            {"usage", "quota \"" + text + "\": BYTES or BYTES,INODES, with K, M, G or T; 0: no limit"});
+    }
 }
 
 void run_mount(const Globals& globals, const MountArguments& args) {

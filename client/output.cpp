@@ -210,8 +210,12 @@ std::string ProgressBar::line(const api::Progress& progress, unsigned width) con
 boost::json::value post_with_progress(Connection& connection, std::string_view path, const std::string& body) {
     ProgressBar bar;
     return connection.post_stream(path, body, [&](const boost::json::object& event) {
-        const boost::json::value* const progress = event.if_contains("progress");
-        if (progress) bar.show(api::parse_reply<api::Progress>(*progress));
+        if (const boost::json::value* const progress = event.if_contains("progress"))
+            bar.show(api::parse_reply<api::Progress>(*progress));
+        if (const boost::json::value* const notice = event.if_contains("notice")) {
+            bar.clear();
+            fmt::print(stderr, "lamina: {}\n", printable(api::parse_reply<api::Notice>(*notice).text));
+        }
     });
 }
 

@@ -98,6 +98,7 @@ void run_df(const Globals& globals) {
     parts.add({"mounts", human_bytes(usage.mount_bytes)});
     parts.add({"other", human_bytes(usage.other_bytes)});
     parts.add({"total", human_bytes(total)});
+    if (usage.max_bytes != 0) parts.add({"limit", human_bytes(usage.max_bytes)});
     parts.add({"gc would free", human_bytes(usage.reclaimable_bytes)});
     parts.print();
 }

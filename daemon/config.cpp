@@ -1,5 +1,7 @@
 #include "daemon/config.h"
 
+#include "daemon/size_limit.h"
+
 #include <CLI/CLI.hpp>
 
 #include <cstdlib>
@@ -9,7 +11,15 @@ namespace lamina::daemon {
 namespace {
 constexpr int kExitUsage = 2;
 constexpr unsigned kUpkeepAfterSeconds = 60;
+
+std::uint64_t parse_max_bytes(const std::string& text) {
+    const std::uint64_t bytes = text.empty() ? 0 : api::parse_size(text);
+    if (bytes == 0 || bytes >= SizeLimit::kLeastBytes) return bytes;
+    throw api::FailureError({"usage", "max-bytes " + text + ": too little for a store; at least " +
+                                          std::to_string(SizeLimit::kLeastBytes >> 20) + "M"});
 }
+
+}  // namespace
 
 Config parse_command_line(int argument_count, char** arguments) {
     CLI::App app("Lamina's daemon: keeps the store, answers on a Unix socket. lamina starts it when it is needed.",
@@ -28,11 +38,16 @@ Config parse_command_line(int argument_count, char** arguments) {
     app.add_option("--upkeep-rate", config.upkeep_bytes_per_second, "And at most so many bytes a second; 0: no limit")
         ->envname("LAMINA_UPKEEP_RATE")
         ->transform(CLI::AsSizeValue(false));
+    std::string max_bytes;
+    app.add_option("--max-bytes", max_bytes,
+                   "What the store may have on disk (10G): what was used longest ago goes first; 0: no limit")
+        ->envname("LAMINA_MAX_BYTES");
     app.set_version_flag("--version", "laminad " + std::string(api::kVersion));
     try {
         app.parse(argument_count, arguments);
         config.places = api::default_places(store, socket);
         api::check_socket_path(config.places.socket);
+        config.max_bytes = parse_max_bytes(max_bytes);
     } catch (const CLI::ParseError& error) {
         std::exit(app.exit(error) == 0 ? 0 : kExitUsage);
     } catch (const api::FailureError& error) {

@@ -12,8 +12,9 @@ struct Config {
     api::Places places;
     std::string mount_program;
     bool is_detached = false;
-    std::chrono::seconds upkeep_after{0};        ///< Of idle time; 0: never.
+    std::chrono::seconds upkeep_after{0};       ///< Of idle time; 0: never.
     std::uint64_t upkeep_bytes_per_second = 0;  ///< 0: no limit.
+    std::uint64_t max_bytes = 0;                ///< Of the whole store; 0: no limit.
 };
 
 /// From the command line. Prints and exits for --help, --version (0) and wrong usage (2).

@@ -145,6 +145,12 @@ struct Handlers::Call {
     void reply(const T& message) const {
         out.push(api::to_text(message) + "\n");
     }
+    /// After what may have made the store larger.
+    void keep_size(const std::vector<store::ImageSummary>& brought) const {
+        for (const std::string& line : self.daemon_.size_limit->keep(brought, stop)) {
+            out.push(line_of("notice", json::value_from(api::Notice{line})));
+        }
+    }
     template <class T>
     void result(const T& message) const {
         out.push(line_of("result", json::value_from(message)));
@@ -224,8 +230,10 @@ struct Handlers::Endpoint {
         if (!request.name.empty()) import.name = store::ImageName::parse(request.name);
         if (!request.platform.empty()) import.platform = store::oci::Platform::parse(request.platform);
         import.progress = progress_to(call.out);
+        const std::vector<store::ImageSummary> images = call.self.store_.import(import, call.stop);
+        call.keep_size(images);
         api::Images imported;
-        for (const auto& image : call.self.store_.import(import, call.stop)) imported.images.push_back(image_of(image));
+        for (const auto& image : images) imported.images.push_back(image_of(image));
         call.result(imported);
     }
 
@@ -244,7 +252,9 @@ struct Handlers::Endpoint {
         }
         pull.access = access_of(request.access);
         pull.progress = progress_to(call.out);
-        call.result(image_of(call.self.store_.pull(pull, call.stop)));
+        const store::ImageSummary image = call.self.store_.pull(pull, call.stop);
+        call.keep_size({image});
+        call.result(image_of(image));
     }
 
     static void push(const Call& call) {
@@ -279,7 +289,9 @@ struct Handlers::Endpoint {
 
     static void commit(const Call& call) {
         const auto request = api::parse_request<api::CommitRequest>(call.request.body);
-        call.result(image_of(call.self.mounts_.commit(request, progress_to(call.out), call.stop)));
+        const store::ImageSummary image = call.self.mounts_.commit(request, progress_to(call.out), call.stop);
+        call.keep_size({image});
+        call.result(image_of(image));
     }
 
     static void usage(const Call& call) {
@@ -293,6 +305,7 @@ struct Handlers::Endpoint {
                          .mount_bytes = usage.mount_bytes,
                          .other_bytes = usage.other_bytes,
                          .reclaimable_bytes = usage.reclaimable_bytes,
+                         .max_bytes = call.self.daemon_.size_limit->max_bytes(),
                          .images = {}};
         for (const auto& image : usage.images) {
             reply.images.push_back(
@@ -333,6 +346,7 @@ struct Handlers::Endpoint {
         const store::UpkeepReport report = call.self.store_.upkeep(
             {.bytes_per_second = request.bytes_per_second, .scrubs = request.scrub, .progress = progress_to(call.out)},
             call.stop);
+        call.keep_size({});
         call.result(api::UpkeepResult{.compressed_bytes = report.compressed_bytes,
                                       .freed_bytes = report.freed_bytes,
                                       .packs_written = report.packs_written,

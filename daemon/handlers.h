@@ -4,6 +4,7 @@
 #include "daemon/idle_upkeep.h"
 #include "daemon/mounts.h"
 #include "daemon/reply_channel.h"
+#include "daemon/size_limit.h"
 #include "store/error.h"
 #include "store/store.h"
 
@@ -31,6 +32,7 @@ public:
         api::Ping ping;
         std::function<void()> stop;  ///< Asks the daemon to end; returns at once.
         IdleUpkeep* upkeep;          ///< Stands back for every request that changes something or reads much.
+        const SizeLimit* size_limit;
     };
     Handlers(store::Store& store, Mounts& mounts, Daemon daemon);
 

@@ -7,6 +7,7 @@
 #include "daemon/log.h"
 #include "daemon/mounts.h"
 #include "daemon/server.h"
+#include "daemon/size_limit.h"
 #include "store/digest.h"
 #include "store/error.h"
 #include "store/file.h"
@@ -84,16 +85,20 @@ void run(const daemon::Config& config, ReadyPipe& ready) {
                          .store = config.places.store,
                          .mount_namespace = own_mount_namespace(),
                          .mount_program = config.mount_program};
+    const daemon::SizeLimit size_limit(*store, mounts, config.max_bytes);
     daemon::IdleUpkeep upkeep(
         [&](const std::stop_token& end) {
-            return store->upkeep({.bytes_per_second = config.upkeep_bytes_per_second,
-                                  .scrubs = true,
-                                  .scrub_pause_seconds = std::chrono::seconds(kScrubPause).count(),
-                                  .progress = {}},
-                                 end);
+            const auto report = store->upkeep({.bytes_per_second = config.upkeep_bytes_per_second,
+                                               .scrubs = true,
+                                               .scrub_pause_seconds = std::chrono::seconds(kScrubPause).count(),
+                                               .progress = {}},
+                                              end);
+            size_limit.keep({}, end);
+            return report;
         },
         config.upkeep_after);
-    const daemon::Handlers handlers(*store, mounts, {.ping = ping, .stop = [&stop] { stop(); }, .upkeep = &upkeep});
+    const daemon::Handlers handlers(
+        *store, mounts, {.ping = ping, .stop = [&stop] { stop(); }, .upkeep = &upkeep, .size_limit = &size_limit});
     daemon::Server server(context, config.places.socket, handlers);
     stop = [&server] { server.stop(); };
     server.start();

@@ -11,6 +11,7 @@
 #include "store/repair.h"
 #include "store/reserve.h"
 #include "store/scrub.h"
+#include "store/size_limit.h"
 #include "store/store_core.h"
 #include "store/store_folder.h"
 #include "store/usage.h"
@@ -102,6 +103,7 @@ public:
     DiskUsage disk_usage() override { return measure_usage(core_); }
     using Store::gc;
     GcReport gc(const GcRequest& request, std::stop_token stop) override;
+    SizeLimitReport limit_size(const SizeLimitRequest& request, std::stop_token stop) override;
     VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) override {
         return verify_store(core_, check_data, progress, stop);
     }
@@ -134,7 +136,8 @@ private:
     std::vector<std::uint32_t> readable_packs() const;
     std::vector<KeptMount> mounts_of(const ImageRow& image) const;
 
-    StoreFolder folder_;  // First, so that the lock goes last.
+    StoreFolder folder_;   // First, so that the lock goes last.
+    std::mutex limiting_;  // One limit_size() at a time; taken before all others.
     StoreCore core_;
 };
 
@@ -313,6 +316,14 @@ GcReport StoreImpl::gc(const GcRequest& request, std::stop_token stop) {
     GcReport report = collect(core_, request, stop);
     report.freed_bytes += mount_bytes;
     return report;
+}
+
+SizeLimitReport StoreImpl::limit_size(const SizeLimitRequest& request, std::stop_token stop) {
+    const std::lock_guard alone(limiting_);
+    const auto collect = [&] {
+        static_cast<void>(gc({.is_dry_run = false, .idle_mounts = request.idle_mounts}, stop));
+    };
+    return store::limit_size(core_, request, collect, stop);
 }
 
 std::string StoreImpl::create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) {

@@ -69,7 +69,7 @@ struct PushRequest {
     std::string image;                            ///< As ImageReference.
     std::string target;                           ///< registry_reference.h, without digest; empty: the image's name.
     Compression compression = Compression::gzip;  ///< Of layers that the registry has in no form.
-    bool publishes_index = false;  ///< Beside the image, what a lazy pull needs.
+    bool publishes_index = false;                 ///< Beside the image, what a lazy pull needs.
     RegistryAccess access;
     ProgressFunction progress;
 };
@@ -132,6 +132,19 @@ struct GcReport {
     std::uint64_t layers_removed = 0;
     std::uint64_t trees_removed = 0;
     std::uint64_t packs_waiting = 0;  ///< Partly dead, and no room on the disk to write what is needed anew.
+};
+
+struct SizeLimitRequest {
+    std::uint64_t max_bytes = 0;           ///< Of all files below the root, by st_size.
+    std::vector<std::string> idle_mounts;  ///< As in GcRequest.
+    std::vector<BlobDigest> keep;          ///< Configs of images that were brought just now: these stay.
+};
+
+struct SizeLimitReport {
+    std::uint64_t store_bytes = 0;  ///< Afterwards.
+    std::uint64_t freed_bytes = 0;
+    std::vector<std::string> removed;  ///< Names of images, in order.
+    bool is_met = false;               ///< false: nothing more may go.
 };
 
 struct VerifyReport {
@@ -217,6 +230,10 @@ public:
     GcReport gc(bool is_dry_run, std::stop_token stop) {
         return gc(GcRequest{.is_dry_run = is_dry_run, .idle_mounts = {}}, std::move(stop));
     }
+    /// Brings the store below a limit: frees what nothing needs, then removes images, the one first that was used
+    /// longest ago. Those stay that are pinned, mounted, or in the hands of a job, those of `keep`, and what was used
+    /// last. One at a time.
+    virtual SizeLimitReport limit_size(const SizeLimitRequest& request, std::stop_token stop) = 0;
     virtual VerifyReport verify(bool check_data, const ProgressFunction& progress, std::stop_token stop) = 0;
 
     /// Makes anew what follows from other parts of the store (chunk index, trees), takes chunks and recipes that are

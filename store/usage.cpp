@@ -77,7 +77,9 @@ void for_each_chunk(const StoreCore& core, const ImageRow& image, Shares& shares
     }
 }
 
-void measure_images(StoreCore& core, const std::vector<ImageRow>& images, DiskUsage& usage) {
+/// No file that is looked at goes meanwhile: under StoreCore::collecting.
+std::vector<DiskUsage::Image> measure_rows(StoreCore& core, const std::vector<ImageRow>& images) {
+    std::vector<DiskUsage::Image> measured;
     Shares shares;
     for (const PackRow& pack : core.index->packs()) add_shares(core, pack.number, shares);
     std::int64_t mark = 0;
@@ -91,24 +93,30 @@ void measure_images(StoreCore& core, const std::vector<ImageRow>& images, DiskUs
             stored_bytes += share.stored_bytes;
             if (share.image_count == 1) unique_bytes += share.stored_bytes;
         });
-        usage.images.push_back({.name = image.names.empty() ? std::string() : image.names.front(),
-                                .config = image.config,
-                                .logical_bytes = image.tree.logical_bytes,
-                                .stored_bytes = static_cast<std::uint64_t>(stored_bytes),
-                                .unique_bytes = static_cast<std::uint64_t>(unique_bytes)});
-        usage.logical_bytes += image.tree.logical_bytes;
+        measured.push_back({.name = image.names.empty() ? std::string() : image.names.front(),
+                            .config = image.config,
+                            .logical_bytes = image.tree.logical_bytes,
+                            .stored_bytes = static_cast<std::uint64_t>(stored_bytes),
+                            .unique_bytes = static_cast<std::uint64_t>(unique_bytes)});
     }
+    return measured;
 }
 
 }  // namespace
+
+std::vector<DiskUsage::Image> measure_images(StoreCore& core) {
+    const std::lock_guard collecting(core.collecting);
+    return measure_rows(core, core.index->images());
+}
 
 DiskUsage measure_usage(StoreCore& core) {
     DiskUsage usage;
     for (const LayerRow& layer : core.index->layers()) usage.tar_bytes += layer.tar_bytes;
     core.index->shorten_log();  // Else what the next transaction frees by itself would be gc's.
     usage.reclaimable_bytes = collect(core, {.is_dry_run = true, .idle_mounts = {}}, {}).freed_bytes;
-    const std::lock_guard collecting(core.collecting);  // No file that is looked at below goes meanwhile.
-    measure_images(core, core.index->images(), usage);
+    const std::lock_guard collecting(core.collecting);
+    usage.images = measure_rows(core, core.index->images());
+    for (const DiskUsage::Image& image : usage.images) usage.logical_bytes += image.logical_bytes;
     measure_files(core, usage);
     return usage;
 }
