@@ -266,6 +266,13 @@ struct ImageUsage {
 };
 BOOST_DESCRIBE_STRUCT(ImageUsage, (), (name, id, logical_bytes, stored_bytes, unique_bytes))
 
+/// What some images have in the packs and all others have not.
+struct ShareUsage {
+    std::vector<std::uint32_t> images;  ///< Places in Usage::images; none: various ones.
+    std::uint64_t stored_bytes = 0;
+};
+BOOST_DESCRIBE_STRUCT(ShareUsage, (), (images, stored_bytes))
+
 struct Usage {
     std::uint64_t logical_bytes = 0;
     std::uint64_t tar_bytes = 0;
@@ -278,10 +285,11 @@ struct Usage {
     std::uint64_t reclaimable_bytes = 0;
     std::uint64_t max_bytes = 0;  ///< What the store may have; 0: no limit.
     std::vector<ImageUsage> images;
+    std::vector<ShareUsage> shares;  ///< The largest first. What is left of pack_bytes no image needs.
 };
 BOOST_DESCRIBE_STRUCT(Usage, (),
                       (logical_bytes, tar_bytes, pack_bytes, index_bytes, recipe_bytes, tree_bytes, mount_bytes,
-                       other_bytes, reclaimable_bytes, max_bytes, images))
+                       other_bytes, reclaimable_bytes, max_bytes, images, shares))
 
 struct GcResult {
     bool dry_run = false;

@@ -16,6 +16,7 @@ _lamina() {
     --compression) mapfile -t COMPREPLY < <(compgen -W 'gzip zstd' -- "$word"); return ;;
     --lazy) mapfile -t COMPREPLY < <(compgen -W 'never auto always' -- "$word"); return ;;
     --tls-verify) mapfile -t COMPREPLY < <(compgen -W 'true false' -- "$word"); return ;;
+    --chart) mapfile -t COMPREPLY < <(compgen -f -X '!*.svg' -- "$word"); return ;;
     --store) mapfile -t COMPREPLY < <(compgen -d -- "$word"); return ;;
     --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     --creds|--name|--quota|--platform|--user|--workdir|--env|--entrypoint|--rate) return ;;
@@ -39,6 +40,7 @@ _lamina() {
     gc) options+=' --dry-run' ;;
     verify) options+=' --data --repair' ;;
     upkeep) options+=' --scrub --rate' ;;
+    df) options+=' --chart' ;;
   esac
   if [[ $word == -* ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")

@@ -1,12 +1,16 @@
 // gc, verify, df, daemon: the store's upkeep.
 
+#include "client/chart.h"
 #include "client/commands.h"
 #include "client/output.h"
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <memory>
 #include <thread>
 
@@ -78,10 +82,25 @@ void run_upkeep(const Globals& globals, const api::UpkeepRequest& request) {
     }
 }
 
-void run_df(const Globals& globals) {
+void check_chart_path(const std::string& path) {
+    if (path.empty() || path.ends_with(".svg")) return;
+    throw api::FailureError({"usage", "chart " + path + ": only .svg is drawn; rsvg-convert makes a PNG of that"});
+}
+
+void write_chart(const std::string& path, const api::Usage& usage) {
+    std::ofstream file(path, std::ios::binary | std::ios::trunc);
+    file << usage_chart(usage);
+    file.close();
+    if (!file)
+        throw api::FailureError({"unavailable", "chart " + path + ": cannot be written: " + std::strerror(errno)});
+}
+
+void run_df(const Globals& globals, const std::string& chart_path) {
+    check_chart_path(chart_path);
     const json::value reply = globals.connect().get(std::string(api::path::kUsage));
-    if (globals.json) return print_json(reply);
     const auto usage = api::parse_reply<api::Usage>(reply);
+    if (!chart_path.empty()) write_chart(chart_path, usage);
+    if (globals.json) return print_json(reply);
     Table images({{"IMAGE"}, {"LOGICAL", true}, {"STORED", true}, {"UNIQUE", true}});
     for (const api::ImageUsage& image : usage.images) {
         images.add({printable(image.name), human_bytes(image.logical_bytes), human_bytes(image.stored_bytes),
@@ -175,8 +194,11 @@ void add_upkeep_commands(const CommandContext& context) {
         context.run = [&globals = context.globals, upkeep_args] { run_upkeep(globals, *upkeep_args); };
     });
 
-    context.app.add_subcommand("df", "Show what the store holds and what it takes on disk")->callback([context] {
-        context.run = [&globals = context.globals] { run_df(globals); };
+    const auto chart_path = std::make_shared<std::string>();
+    CLI::App* const df = context.app.add_subcommand("df", "Show what the store holds and what it takes on disk");
+    df->add_option("--chart", *chart_path, "Also draw what shares what, into FILE.svg");
+    df->callback([context, chart_path] {
+        context.run = [&globals = context.globals, chart_path] { run_df(globals, *chart_path); };
     });
     add_daemon(context);
 }

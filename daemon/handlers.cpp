@@ -306,7 +306,9 @@ struct Handlers::Endpoint {
                          .other_bytes = usage.other_bytes,
                          .reclaimable_bytes = usage.reclaimable_bytes,
                          .max_bytes = call.self.daemon_.size_limit->max_bytes(),
-                         .images = {}};
+                         .images = {},
+                         .shares = {}};
+        for (const auto& share : usage.shares) reply.shares.push_back({share.images, share.stored_bytes});
         for (const auto& image : usage.images) {
             reply.images.push_back(
                 {image.name, image.config.digest.text(), image.logical_bytes, image.stored_bytes, image.unique_bytes});

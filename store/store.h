@@ -116,6 +116,13 @@ struct DiskUsage {
         std::uint64_t unique_bytes = 0;  ///< Of these, used by no other image: what its removal frees.
     };
     std::vector<Image> images;
+    /// What some images use and all others do not: the compressed share of these chunks.
+    struct Share {
+        std::vector<std::uint32_t> images;  ///< Places in `images`, in order; none: various ones, each time little.
+        std::uint64_t stored_bytes = 0;
+    };
+    std::vector<Share>
+        shares;  ///< The largest first. Of an image they add up to its stored_bytes, but for various ones.
 };
 
 struct GcRequest {

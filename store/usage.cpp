@@ -6,6 +6,8 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <functional>
 #include <set>
 #include <unordered_map>
 #include <utility>
@@ -22,6 +24,8 @@ std::uint64_t bytes_below(const std::string& path) {
 }
 
 namespace {
+
+constexpr std::size_t kMostShares = 500;
 
 void measure_files(const StoreCore& core, DiskUsage& usage) {
     const StorePaths& paths = core.paths;
@@ -40,10 +44,36 @@ void measure_files(const StoreCore& core, DiskUsage& usage) {
     }
 }
 
+/// Sets of images, each under a number of its own. A set is an earlier one and one image more; 0 has none.
+class ImageSets {
+public:
+    std::uint32_t with(std::uint32_t set, std::uint32_t image) {
+        const auto [known, is_new] =
+            numbers_.try_emplace(std::uint64_t{set} << 32 | image, static_cast<std::uint32_t>(sets_.size()));
+        if (is_new) sets_.push_back({set, image});
+        return known->second;
+    }
+    std::size_t size() const { return sets_.size(); }
+    std::vector<std::uint32_t> images_of(std::uint32_t set) const {
+        std::vector<std::uint32_t> images;
+        for (; set != 0; set = sets_[set].before) images.push_back(sets_[set].image);
+        std::ranges::reverse(images);
+        return images;
+    }
+
+private:
+    struct Set {
+        std::uint32_t before = 0;
+        std::uint32_t image = 0;
+    };
+    std::vector<Set> sets_{{}};
+    std::unordered_map<std::uint64_t, std::uint32_t> numbers_;
+};
+
 /// What a chunk takes on disk: its part of its frame, by its part of the frame's raw bytes.
 struct ChunkShare {
     double stored_bytes = 0;
-    std::uint32_t image_count = 0;
+    std::uint32_t users = 0;  ///< A set.
     std::int64_t last_image = -1;
 };
 using Shares = std::unordered_map<ChunkId, ChunkShare>;
@@ -64,49 +94,63 @@ void add_shares(const StoreCore& core, std::uint32_t pack, Shares& shares) {
     }
 }
 
-/// Calls `visit` once for each distinct chunk of an image.
-template <class Visit>
-void for_each_chunk(const StoreCore& core, const ImageRow& image, Shares& shares, std::int64_t mark, Visit&& visit) {
-    for (const DiffId& layer : image.layers) {
+void add_user(const StoreCore& core, const ImageRow& row, std::uint32_t image, Shares& shares, ImageSets& sets) {
+    for (const DiffId& layer : row.layers) {
         for (const ChunkId& chunk : Recipe::open(core.paths.recipe(layer))->chunks()) {
             const auto share = shares.find(chunk);
-            if (share == shares.end() || share->second.last_image == mark) continue;
-            share->second.last_image = mark;
-            visit(share->second);
+            if (share == shares.end() || share->second.last_image == image) continue;
+            share->second.last_image = image;
+            share->second.users = sets.with(share->second.users, image);
         }
     }
 }
 
+/// What each set of images has that no other image has.
+std::vector<DiskUsage::Share> shares_of(const Shares& chunks, const ImageSets& sets) {
+    std::vector<double> bytes(sets.size());
+    for (const auto& [chunk, share] : chunks) bytes[share.users] += share.stored_bytes;
+    std::vector<DiskUsage::Share> shares;
+    for (std::uint32_t set = 1; set < sets.size(); ++set) {
+        const auto stored_bytes = static_cast<std::uint64_t>(bytes[set]);
+        if (stored_bytes != 0) shares.push_back({sets.images_of(set), stored_bytes});
+    }
+    std::ranges::stable_sort(shares, std::greater<>(), &DiskUsage::Share::stored_bytes);
+    return shares;
+}
+
 /// No file that is looked at goes meanwhile: under StoreCore::collecting.
-std::vector<DiskUsage::Image> measure_rows(StoreCore& core, const std::vector<ImageRow>& images) {
-    std::vector<DiskUsage::Image> measured;
-    Shares shares;
-    for (const PackRow& pack : core.index->packs()) add_shares(core, pack.number, shares);
-    std::int64_t mark = 0;
-    for (const ImageRow& image : images) {
-        for_each_chunk(core, image, shares, mark++, [](ChunkShare& share) { ++share.image_count; });
+void measure_rows(StoreCore& core, const std::vector<ImageRow>& rows, DiskUsage& usage) {
+    Shares chunks;
+    ImageSets sets;
+    for (const PackRow& pack : core.index->packs()) add_shares(core, pack.number, chunks);
+    for (std::uint32_t image = 0; image < rows.size(); ++image) add_user(core, rows[image], image, chunks, sets);
+    for (const ImageRow& row : rows) {
+        usage.images.push_back({.name = row.names.empty() ? std::string() : row.names.front(),
+                                .config = row.config,
+                                .logical_bytes = row.tree.logical_bytes});
+        usage.logical_bytes += row.tree.logical_bytes;
     }
-    for (const ImageRow& image : images) {
-        double stored_bytes = 0;
-        double unique_bytes = 0;
-        for_each_chunk(core, image, shares, mark++, [&](const ChunkShare& share) {
-            stored_bytes += share.stored_bytes;
-            if (share.image_count == 1) unique_bytes += share.stored_bytes;
-        });
-        measured.push_back({.name = image.names.empty() ? std::string() : image.names.front(),
-                            .config = image.config,
-                            .logical_bytes = image.tree.logical_bytes,
-                            .stored_bytes = static_cast<std::uint64_t>(stored_bytes),
-                            .unique_bytes = static_cast<std::uint64_t>(unique_bytes)});
+    usage.shares = shares_of(chunks, sets);
+    for (const DiskUsage::Share& share : usage.shares) {
+        for (const std::uint32_t image : share.images) usage.images[image].stored_bytes += share.stored_bytes;
+        if (share.images.size() == 1) usage.images[share.images[0]].unique_bytes += share.stored_bytes;
     }
-    return measured;
+    if (usage.shares.size() <= kMostShares) return;
+    DiskUsage::Share various;
+    for (std::size_t i = kMostShares; i < usage.shares.size(); ++i)
+        various.stored_bytes += usage.shares[i].stored_bytes;
+    usage.shares.resize(kMostShares);
+    usage.shares.push_back(std::move(various));
+    std::ranges::stable_sort(usage.shares, std::greater<>(), &DiskUsage::Share::stored_bytes);
 }
 
 }  // namespace
 
 std::vector<DiskUsage::Image> measure_images(StoreCore& core) {
     const std::lock_guard collecting(core.collecting);
-    return measure_rows(core, core.index->images());
+    DiskUsage usage;
+    measure_rows(core, core.index->images(), usage);
+    return usage.images;
 }
 
 DiskUsage measure_usage(StoreCore& core) {
@@ -115,8 +159,7 @@ DiskUsage measure_usage(StoreCore& core) {
     core.index->shorten_log();  // Else what the next transaction frees by itself would be gc's.
     usage.reclaimable_bytes = collect(core, {.is_dry_run = true, .idle_mounts = {}}, {}).freed_bytes;
     const std::lock_guard collecting(core.collecting);
-    usage.images = measure_rows(core, core.index->images());
-    for (const DiskUsage::Image& image : usage.images) usage.logical_bytes += image.logical_bytes;
+    measure_rows(core, core.index->images(), usage);
     measure_files(core, usage);
     return usage;
 }
