@@ -31,6 +31,8 @@ constexpr std::chrono::seconds kPatience{10};
 constexpr std::chrono::milliseconds kPause{5};
 constexpr const char* kProbe = "trusted.overlay.probe";
 constexpr const char* kUserProbe = "user.overlay.probe";
+constexpr const char* kProbeName = "#probe";
+constexpr const char* kMovedProbeName = "#probed";
 
 struct Named {
     const char* what;
@@ -133,6 +135,19 @@ bool needs_user_xattrs(const Named& work, const MountFolders& folders, bool is_w
     refuse(work, std::string("no extended attribute can be set: ") + std::strerror(errno));
 }
 
+/// Tries in the work folder whether a whiteout can be left behind by a rename. A full disk shows nothing.
+void check_whiteouts(const Named& work, const MountFolders& folders) {
+    const int folder = folders.work.get();
+    const store::UniqueFd probe(::openat(folder, kProbeName, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    if (!probe) return;
+    const bool can = ::renameat2(folder, kProbeName, folder, kMovedProbeName, RENAME_WHITEOUT) == 0;
+    const int error = errno;
+    ::unlinkat(folder, kProbeName, 0);
+    ::unlinkat(folder, kMovedProbeName, 0);
+    if (!can && (error == EINVAL || error == ENOSYS || error == EOPNOTSUPP))
+        refuse(work, "its file system leaves no whiteout behind a rename (RENAME_WHITEOUT), as an upper folder's must");
+}
+
 bool is_privileged() {
     std::FILE* const file = std::fopen("/proc/self/uid_map", "re");
     if (file == nullptr) return ::geteuid() == 0;
@@ -155,6 +170,7 @@ void open_upper(MountFolders& folders, const Named& upper, const Named& work, bo
     lock(upper, folders.upper);
     lock(work, folders.work);
     folders.has_user_xattrs = needs_user_xattrs(work, folders, wants_user_xattrs);
+    check_whiteouts(work, folders);
 }
 
 }  // namespace

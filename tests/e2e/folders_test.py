@@ -296,6 +296,15 @@ class RefusalTest(FolderTest):
             (disk / name).mkdir()
         self.refused(f"lowerdir=a,upperdir={disk}/upper,workdir={disk}/work", "extended attributes")
 
+    def test_an_upper_whose_file_system_leaves_no_whiteouts(self):
+        disk = self.folder / "disk"
+        disk.mkdir()
+        self.fuse(self.writable(), disk)
+        for name in ("u", "w"):
+            (disk / name).mkdir()
+        self.refused(f"lowerdir=b,upperdir={disk}/u,workdir={disk}/w", ["work folder", "RENAME_WHITEOUT"])
+        self.assertEqual([], os.listdir(disk / "w"))
+
     def test_layers_that_cannot_be_read(self):
         if not shutil.which("setpriv"):
             self.skipTest("needs setpriv")
