@@ -250,6 +250,18 @@ struct Quota {
 };
 BOOST_DESCRIBE_STRUCT(Quota, (), (bytes, inodes, used_bytes, used_inodes))
 
+struct MountUpgrade {
+    std::string name;
+    bool upgraded = false;
+    std::string error;  ///< Why not; its old server goes on.
+};
+BOOST_DESCRIBE_STRUCT(MountUpgrade, (), (name, upgraded, error))
+
+struct MountUpgrades {
+    std::vector<MountUpgrade> mounts;
+};
+BOOST_DESCRIBE_STRUCT(MountUpgrades, (), (mounts))
+
 struct Changed {
     std::string kind;  ///< "A" added, "C" changed, "D" deleted.
     std::string path;
@@ -384,6 +396,7 @@ inline constexpr std::string_view kGc = "/v1/gc";
 inline constexpr std::string_view kVerify = "/v1/verify";
 inline constexpr std::string_view kUpkeep = "/v1/upkeep";
 inline constexpr std::string_view kMounts = "/v1/mounts";
+inline constexpr std::string_view kMountUpgrade = "/v1/mounts/upgrade";
 inline constexpr std::string_view kMountChanges = "/v1/mounts/changes";
 inline constexpr std::string_view kMountQuota = "/v1/mounts/quota";
 }  // namespace path

@@ -35,6 +35,7 @@ _lamina() {
     ls) options+=' -l' ;;
     mount) options+=' --ro --name --quota' ;;
     umount) options+=' --discard' ;;
+    mounts) options+=' --upgrade' ;;
     bundle) options+=' --ro --rootless --name' ;;
     run) options+=' --user --workdir --env --volume --entrypoint --network --ro --runtime' ;;
     gc) options+=' --dry-run' ;;
@@ -58,7 +59,7 @@ _lamina() {
     inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run|push)
       names=$(_lamina_images)
       [[ $command == @(mount|bundle) && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
-    umount|quota|diff|commit) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;
+    umount|quota|diff|commit|mounts) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
   [[ -n $prefix ]] && COMPREPLY=("${COMPREPLY[@]#"$prefix"}")

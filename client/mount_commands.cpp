@@ -30,6 +30,7 @@ struct MountArguments {
     std::optional<std::string> quota;
     bool read_only = false;
     bool discard = false;
+    bool upgrade = false;
 };
 
 std::string real_path(const std::string& path) {
@@ -153,6 +154,22 @@ void run_quota(const Globals& globals, const MountArguments& args) {
     table.print();
 }
 
+void run_upgrade(const Globals& globals, const MountArguments& args) {
+    const std::string reference = args.mount.empty() ? args.mount : mount_reference(args.mount);
+    const json::value reply = globals.connect().post(with_query(api::path::kMountUpgrade, {{"mount", reference}}), "");
+    const auto mounts = api::parse_reply<api::MountUpgrades>(reply).mounts;
+    if (globals.json) print_json(reply);
+    std::size_t failed_count = 0;
+    for (const api::MountUpgrade& mount : mounts) {
+        if (!mount.upgraded) ++failed_count;
+        const std::string outcome = mount.upgraded ? "upgraded" : printable(mount.error);
+        if (!globals.json) print_text(printable(mount.name) + ": " + outcome + "\n");
+    }
+    if (failed_count != 0)
+        throw api::FailureError(
+            {"unavailable", fmt::format("{} of {} mounts go on with their old servers", failed_count, mounts.size())});
+}
+
 /// Dirty pages of mappings reach the mount's server only when they are written back: so that what is cut off for a
 /// diff or a commit holds all that programs have written.
 void sync_mount(Connection& connection, const std::string& reference) {
@@ -245,7 +262,13 @@ void add_mount_commands(const CommandContext& context) {
     on_command(umount, context, args, run_umount);
 
     CLI::App* const mounts = context.app.add_subcommand("mounts", "List the mounts, and the changes that are kept");
-    on_command(mounts, context, args, [](const Globals& globals, const MountArguments&) { run_mounts(globals); });
+    CLI::Option* const upgrade = mounts->add_flag(
+        "--upgrade", args->upgrade, "Go on with servers of the installed program, in the place of those that serve");
+    mounts->add_option("MOUNT", args->mount, "With --upgrade: only this one, by name, ID or folder")->needs(upgrade);
+    on_command(mounts, context, args, [](const Globals& globals, const MountArguments& given) {
+        if (given.upgrade) return run_upgrade(globals, given);
+        run_mounts(globals);
+    });
 
     CLI::App* const quota = context.app.add_subcommand("quota", "Show or set what a mount's changes may take");
     quota->add_option("MOUNT", args->mount, kMountHelp)->required();

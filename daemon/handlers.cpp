@@ -375,6 +375,10 @@ struct Handlers::Endpoint {
         call.reply(call.self.mounts_.quota(request.mount, request));
     }
 
+    static void upgrade(const Call& call) {
+        call.reply(api::MountUpgrades{call.self.mounts_.upgrade(call.parameter("mount"), call.stop)});
+    }
+
     static void changes(const Call& call) {
         call.self.mounts_.changes(
             call.required("mount"), [&](std::string_view lines) { call.out.push(std::string(lines)); }, call.stop);
@@ -407,6 +411,7 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"GET", api::path::kMounts, kJson, Endpoint::mounts},
         Endpoint{"POST", api::path::kMounts, kJson, Endpoint::mount},
         Endpoint{"DELETE", api::path::kMounts, kJson, Endpoint::unmount},
+        Endpoint{"POST", api::path::kMountUpgrade, kJson, Endpoint::upgrade},
         Endpoint{"GET", api::path::kMountChanges, kLines, Endpoint::changes},
         Endpoint{"GET", api::path::kMountQuota, kJson, Endpoint::quota},
         Endpoint{"POST", api::path::kMountQuota, kJson, Endpoint::set_quota},

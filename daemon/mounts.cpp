@@ -269,6 +269,29 @@ void Mounts::unmount(const std::string& reference, bool is_discarded) {
     if (is_discarded || (mount.read_only && !keeps_changes(mount.folder))) store_.discard_mount(mount.id);
 }
 
+std::vector<api::MountUpgrade> Mounts::upgrade(const std::string& reference, std::stop_token stop) const {
+    std::vector<api::MountUpgrade> done;
+    if (!reference.empty()) {
+        const api::Mount mount = find(reference);
+        if (!mount.running) throw Error(Errc::not_found, "mount " + mount.name + " is not mounted");
+        done.push_back(upgrade_one(mount, stop));
+        return done;
+    }
+    for (const api::Mount& mount : described())
+        if (mount.running) done.push_back(upgrade_one(mount, stop));
+    return done;
+}
+
+api::MountUpgrade Mounts::upgrade_one(const api::Mount& mount, std::stop_token stop) const {
+    try {
+        ChildProcess(mount_program_, {"--state", mount.folder, "--upgrade"}, stop).run_to_end(kMaxProgramOutput);
+        return {.name = mount.name, .upgraded = true, .error = {}};
+    } catch (const Error& error) {
+        if (stop.stop_requested()) throw;
+        return {.name = mount.name, .upgraded = false, .error = error.what()};
+    }
+}
+
 void Mounts::changes(const std::string& reference, const std::function<void(std::string_view line)>& emit,
                      std::stop_token stop) const {
     const api::Mount mount = find(reference);

@@ -25,6 +25,9 @@ public:
     api::Mount find(const std::string& reference) const;
     /// Ends the mount's server, which unmounts and syncs; its changes stay unless `is_discarded` or it was read-only.
     void unmount(const std::string& reference, bool is_discarded);
+    /// Has the servers of all running mounts, or of one, replaced by ones of the mount program as it is now. What goes
+    /// wrong with one is said of that one: its old server goes on.
+    std::vector<api::MountUpgrade> upgrade(const std::string& reference, std::stop_token stop) const;
     /// Lines of JSON, as `lamina-fuse --diff` prints them.
     void changes(const std::string& reference, const std::function<void(std::string_view line)>& emit,
                  std::stop_token stop) const;
@@ -43,6 +46,7 @@ private:
     std::string take_new(const api::MountRequest& request);
     api::Mount mount_again(const api::Mount& existing, const api::MountRequest& request);
     void start(const api::Mount& mount, const std::string& options) const;
+    api::MountUpgrade upgrade_one(const api::Mount& mount, std::stop_token stop) const;
 
     store::Store& store_;
     std::string mount_program_;

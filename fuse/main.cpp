@@ -92,7 +92,8 @@ int run(const ServerOptions& options, char** arguments) {
         case ServerOptions::Action::sync:
             return ask(options, R"({"ask":"sync"})");
         case ServerOptions::Action::upgrade:
-            return unionfs::upgrade_server(options.mount_folder);
+            unionfs::upgrade_server(options.mount_folder);
+            return 0;
         case ServerOptions::Action::stop:
             return ask(options, options.is_forced ? R"({"ask":"stop","force":true})" : R"({"ask":"stop"})");
         case ServerOptions::Action::quota:

@@ -303,7 +303,7 @@ bool is_same_file(const std::string& one, const std::string& other) {
 
 }  // namespace
 
-int upgrade_server(const std::string& mount_folder) {
+void upgrade_server(const std::string& mount_folder) {
     constexpr std::chrono::seconds kPatience{30};
     const std::uint64_t old_server = number_in_stats(mount_folder, "pid");
     const std::string program = real_path("/proc/self/exe");
@@ -320,9 +320,10 @@ int upgrade_server(const std::string& mount_folder) {
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     const bool is_ours = is_same_file("/proc/self/exe", "/proc/" + std::to_string(server) + "/exe");
-    std::printf("process %llu serves, of %s\n", static_cast<unsigned long long>(server),
-                is_ours ? program.c_str() : "the old program: the new one cannot go on with this mount");
-    return is_ours ? 0 : 1;
+    if (!is_ours)
+        throw store::Error(store::Errc::unavailable,
+                           program + " cannot go on with this mount: a server of the old program does");
+    std::printf("process %llu serves, of %s\n", static_cast<unsigned long long>(server), program.c_str());
 }
 
 void resolve_paths(ServerOptions& options) {

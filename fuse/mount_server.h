@@ -16,9 +16,9 @@ namespace lamina::unionfs {
 /// checked (resolve_paths()). Call it from the only thread of the process: it blocks signals for all that it starts.
 void serve_mount(const ServerOptions& options, HolderLink& holder, const std::function<void()>& on_ready);
 
-/// Has a running mount's server replaced by one of this program. Returns when it serves: 0, or 1 when the old program
-/// goes on; one line on standard output.
-int upgrade_server(const std::string& mount_folder);
+/// Has a running mount's server replaced by one of this program. Returns when it serves, one line on standard output.
+/// Throws unavailable when the old program goes on, or none serves.
+void upgrade_server(const std::string& mount_folder);
 
 /// Makes the paths of a mount of an image absolute, and checks them. Not for a server that goes on: the mount point
 /// would wait for it. Throws store::Error.

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import stat
@@ -194,6 +195,44 @@ class DaemonTest(StoreTest):
             (self.lamina.folder / "gate").touch()
             self.assertEqual(0, process.wait(20))
         self.assertEqual({}, self.lamina.mounts())
+
+    @needs_fuse
+    def test_servers_are_upgraded_under_open_files(self):
+        self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+        targets = [self.lamina.make_folder(name) for name in ("one", "two")]
+        for target in targets:
+            self.lamina.call("mount", "test:1", target, "--name", target.name)
+        self.lamina.call("mount", "test:1", self.lamina.make_folder("gone"), "--name", "gone")
+        self.lamina.call("umount", "gone")
+        pids = {name: mount["server"]["pid"] for name, mount in self.lamina.mounts().items() if mount["running"]}
+        with (targets[0] / "file").open("w") as file:
+            upgraded = json.loads(self.lamina.call("--json", "mounts", "--upgrade").stdout)["mounts"]
+            self.assertEqual({("one", True), ("two", True)}, {(one["name"], one["upgraded"]) for one in upgraded})
+            file.write("written on")
+        self.assertEqual("written on", (targets[0] / "file").read_text())
+        for name, mount in self.lamina.mounts().items():
+            self.assertEqual(mount["running"], name != "gone")
+            if mount["running"]:
+                self.assertEqual(1, mount["server"]["restarts"])
+                self.assertNotEqual(pids[name], mount["server"]["pid"])
+        self.assertEqual("two: upgraded\n", self.lamina.call("mounts", "--upgrade", "two").stdout)
+        for words in (["--upgrade", "gone"], ["--upgrade", "none"], ["two"]):
+            self.assertNotEqual(0, self.lamina.call("mounts", *words, check=False).returncode)
+        self.assertEqual(1, self.lamina.mounts()["one"]["server"]["restarts"])
+
+    @needs_fuse
+    def test_a_program_that_cannot_go_on_leaves_the_old_server(self):
+        self.lamina.environment["LAMINA_FUSE"] = str(self.lamina.folder / "lamina-fuse")
+        shutil.copy(support.BUILD / "fuse/lamina-fuse", self.lamina.environment["LAMINA_FUSE"])
+        self.lamina.call("import", f"oci:{self.lamina.folder}/layout")
+        target = self.lamina.make_folder("mnt")
+        self.lamina.call("mount", "test:1", target, "--name", "one")
+        pathlib.Path(self.lamina.environment["LAMINA_FUSE"]).unlink()
+        failed = self.lamina.call("mounts", "--upgrade", check=False)
+        self.assertEqual(1, failed.returncode)
+        self.assertIn("one: ", failed.stdout)
+        self.assertIn("1 of 1 mounts go on with their old servers", failed.stderr)
+        (target / "file").write_text("goes on")
 
     @needs_fuse
     @unittest.skipUnless(IS_ROOT, "needs root")
