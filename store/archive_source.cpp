@@ -34,13 +34,13 @@ Location parse_kind(std::string_view text) {
         if (!text.starts_with(prefix)) continue;
         const std::string_view rest = text.substr(prefix.size());
         if (rest.empty())
-            throw Error(Errc::malformed, quoted(text) + ": a path is missing after \"" + std::string(prefix) + "\"");
-        if (rest.front() != '/') throw Error(Errc::malformed, quoted(text) + ": the path is not absolute");
-        if (rest.find('\0') != std::string_view::npos) throw Error(Errc::malformed, quoted(text) + ": not a path");
-        if (rest.size() > kMaxLocationBytes) throw Error(Errc::malformed, quoted(text) + ": too long for a path");
+            throw Error(Errc::malformed, quote(text) + ": a path is missing after \"" + std::string(prefix) + "\"");
+        if (rest.front() != '/') throw Error(Errc::malformed, quote(text) + ": the path is not absolute");
+        if (rest.find('\0') != std::string_view::npos) throw Error(Errc::malformed, quote(text) + ": not a path");
+        if (rest.size() > kMaxLocationBytes) throw Error(Errc::malformed, quote(text) + ": too long for a path");
         return Location{.kind = kind, .path = std::string(rest)};
     }
-    throw Error(Errc::malformed, quoted(text) + ": begins with none of oci:, oci-archive:, docker-archive:, dir:");
+    throw Error(Errc::malformed, quote(text) + ": begins with none of oci:, oci-archive:, docker-archive:, dir:");
 }
 
 bool wants_folder(Location::Kind kind) {
@@ -96,7 +96,7 @@ Location Location::of_source(std::string_view text) {
 
 Location Location::of_target(std::string_view text) {
     Location location = parse_kind(text);
-    if (location.kind == Kind::folder) throw Error(Errc::malformed, quoted(text) + ": images are not saved to dir:");
+    if (location.kind == Kind::folder) throw Error(Errc::malformed, quote(text) + ": images are not saved to dir:");
     if (location.kind == Kind::oci) {
         if (std::optional<Location> found = find_existing(location)) return *std::move(found);
     }
@@ -104,7 +104,7 @@ Location Location::of_target(std::string_view text) {
     if (colon == std::string::npos) return location;
     location.tag = location.path.substr(colon + 1);
     location.path.resize(colon);
-    if (location.path.ends_with('/')) throw Error(Errc::malformed, quoted(text) + ": a file name is missing");
+    if (location.path.ends_with('/')) throw Error(Errc::malformed, quote(text) + ": a file name is missing");
     return location;
 }
 

@@ -88,7 +88,7 @@ bool is_helper_name(std::string_view name) {
 }
 
 std::optional<Credentials> ask_helper(const std::string& name, const CredentialKey& key) {
-    if (!is_helper_name(name)) throw Error(Errc::malformed, "credential helper " + quoted(name) + ": not a name");
+    if (!is_helper_name(name)) throw Error(Errc::malformed, "credential helper " + quote(name) + ": not a name");
     const std::string program = "docker-credential-" + name;
     const std::string host = normal_key(key.host);
     const HelperResult result =

@@ -99,7 +99,7 @@ std::map<std::string, std::string> xattrs_of(int fd, const std::string& path_for
         std::string value(kMaxXattrBytes, '\0');
         const ssize_t value_bytes = ::getxattr(path.c_str(), name.c_str(), value.data(), value.size());
         if (value_bytes < 0 && errno == ENODATA) continue;  // Taken away since it was listed.
-        if (value_bytes < 0) throw_errno(errno, "read xattr " + quoted(name) + " of " + path_for_errors);
+        if (value_bytes < 0) throw_errno(errno, "read xattr " + quote(name) + " of " + path_for_errors);
         value.resize(static_cast<std::size_t>(value_bytes));
         xattrs.emplace(name, std::move(value));
     }
@@ -193,7 +193,7 @@ private:
 };
 
 std::string DirectoryTar::shown(const std::string& path) const {
-    const std::string safe = quoted(path, 300);
+    const std::string safe = quote(path, 300);
     return folder_ + "/" + (safe.size() == path.size() + 2 ? path : safe);
 }
 

@@ -162,7 +162,7 @@ void DockerArchiveSource::load() {
             all.push_back(loaded);
         }
     }
-    if (all.empty() && !tag_.empty()) throw Error(Errc::not_found, where + ": no image named " + quoted(tag_));
+    if (all.empty() && !tag_.empty()) throw Error(Errc::not_found, where + ": no image named " + quote(tag_));
     if (all.empty()) entries.fail("no image in it");
     loaded_ = std::move(all);
 }

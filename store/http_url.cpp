@@ -28,7 +28,7 @@ struct FreeUrl {
 using UrlHandle = std::unique_ptr<CURLU, FreeUrl>;
 
 [[noreturn]] void refuse(std::string_view text, std::string_view why) {
-    throw Error(Errc::malformed, "URL " + quoted(text.substr(0, text.find('?'))) + ": " + std::string(why));
+    throw Error(Errc::malformed, "URL " + quote(text.substr(0, text.find('?'))) + ": " + std::string(why));
 }
 
 void set_part(CURLU* url, CURLUPart part, std::string_view text, unsigned flags = 0) {

@@ -28,7 +28,7 @@ public:
 
 private:
     [[noreturn]] void fail(Errc code, std::string_view why) const {
-        throw Error(code, quoted(path_) + ": " + std::string(why));
+        throw Error(code, quote(path_) + ": " + std::string(why));
     }
 
     /// Puts the components of `path` before what is left.

@@ -99,7 +99,7 @@ std::string index_with(const std::optional<std::vector<std::byte>>& existing, co
 void check_tag(const std::string& tag) {
     const bool is_plain = std::all_of(tag.begin(), tag.end(), [](char c) { return c > 0x20 && c < 0x7f; });
     if (!is_plain || tag.size() > kMaxTagBytes) {
-        throw Error(Errc::malformed, "tag " + quoted(tag) + ": not 1 to 255 printable characters without spaces");
+        throw Error(Errc::malformed, "tag " + quote(tag) + ": not 1 to 255 printable characters without spaces");
     }
 }
 

@@ -65,7 +65,7 @@ public:
     bool on_key(bj::string_view part, std::size_t, boost::system::error_code&) {
         key_.append(part.data(), part.size());
         if (!keys_.back().insert(key_).second) {
-            throw Error(Errc::malformed, "the key " + quoted(key_) + " occurs twice in one object");
+            throw Error(Errc::malformed, "the key " + store::quote(key_) + " occurs twice in one object");
         }
         key_.clear();
         stack_.push_key(part);

@@ -38,7 +38,7 @@ constexpr std::string_view kLeftoverPrefix = ".wh..wh.";
 constexpr std::string_view kOpaqueMark = ".wh..wh..opq";
 
 Error refused(std::string_view path, std::string_view why) {
-    return Error(Errc::malformed, "entry " + quoted(path) + ": " + std::string(why));
+    return Error(Errc::malformed, "entry " + quote(path) + ": " + std::string(why));
 }
 
 bool is_leftover(std::string_view name) {
@@ -200,7 +200,7 @@ void MergedTree::add_visible(Number parent, std::string_view name, const LayerEn
         added = find_link_target(entry.hardlink_target);
         if (added.number == kNone) {
             if (is_leftover(name)) return;
-            throw refused(entry.path, "a hard link to " + quoted(entry.hardlink_target) + ", which is not there");
+            throw refused(entry.path, "a hard link to " + quote(entry.hardlink_target) + ", which is not there");
         }
         if (added.is_directory) throw refused(entry.path, "a hard link to a directory");
     } else if (entry.metadata.type == FileType::directory) {

@@ -111,7 +111,7 @@ MountBase read_mount_base(const std::string& mount_folder) {
     const std::string_view first = lines.line();
     if (first != kFirstLine) {
         if (!first.starts_with("lamina-mount-base ")) lines.fail("not the base of a mount");
-        throw Error(Errc::unsupported, path + ": a base of another version: " + quoted(first));
+        throw Error(Errc::unsupported, path + ": a base of another version: " + quote(first));
     }
     MountBase base{.tree = TreeDigest{lines.digest("tree")}};
     while (lines.next_is("layer")) {

@@ -54,7 +54,7 @@ void refuse_other_spellings(const Field& object, std::span<const std::string_vie
         const std::string_view key(member.key().data(), member.key().size());
         for (const std::string_view name : known) {
             if (key != name && equal_but_for_case(key, name)) {
-                object.fail("the field " + quoted(key) + " differs from \"" + std::string(name) + "\" in case only");
+                object.fail("the field " + quote(key) + " differs from \"" + std::string(name) + "\" in case only");
             }
         }
     }
@@ -71,7 +71,7 @@ Digest read_digest(const Field& field) {
     try {
         return Digest::parse(text);
     } catch (const Error&) {  // Said again with the field that it is about.
-        field.fail(quoted(text) + " is not sha256:<64 lower-case hex digits>");
+        field.fail(quote(text) + " is not sha256:<64 lower-case hex digits>");
     }
 }
 
@@ -89,7 +89,7 @@ Descriptor read_descriptor(const Field& field) {
     if (const auto annotations = field.find_member("annotations")) {
         for (const auto& member : annotations->object()) {
             const std::string key(member.key().data(), member.key().size());
-            descriptor.annotations.emplace(key, Field(member.value(), annotations->where() + "." + quoted(key)).text());
+            descriptor.annotations.emplace(key, Field(member.value(), annotations->where() + "." + quote(key)).text());
         }
     }
     return descriptor;
@@ -133,7 +133,7 @@ std::string platform_list(const ImageIndex& index) {
         if (++shown > 16) return out + ", ...";
         if (!out.empty()) out += ", ";
         const std::string text = descriptor.platform->text();
-        const std::string safe = quoted(text, 60);
+        const std::string safe = quote(text, 60);
         out += safe.size() == text.size() + 2 ? text : safe;
     }
     return out.empty() ? "none that names its platform" : out;
@@ -158,7 +158,7 @@ Platform Platform::parse(std::string_view text) {
         if (part == parts.size()) break;
     }
     if (part == 0 || part == parts.size() || parts[part]->empty() || text.size() > 100) {
-        throw Error(Errc::malformed, "platform " + quoted(text) + ": not OS/ARCHITECTURE[/VARIANT]");
+        throw Error(Errc::malformed, "platform " + quote(text) + ": not OS/ARCHITECTURE[/VARIANT]");
     }
     return platform;
 }
@@ -216,10 +216,10 @@ Manifest parse_manifest(std::span<const std::byte> document, std::string_view ex
     if (manifest.media_type.empty())
         manifest.media_type = expected_media_type.empty() ? kManifestType : expected_media_type;
     if (!expected_media_type.empty() && manifest.media_type != expected_media_type) {
-        root.fail("mediaType: " + quoted(manifest.media_type) + ", its descriptor says " + quoted(expected_media_type));
+        root.fail("mediaType: " + quote(manifest.media_type) + ", its descriptor says " + quote(expected_media_type));
     }
     if (!is_manifest(manifest.media_type)) {
-        root.fail("mediaType: " + quoted(manifest.media_type) + " is no manifest's");
+        root.fail("mediaType: " + quote(manifest.media_type) + " is no manifest's");
     }
     const Field layers = root.member("layers");
     const std::size_t count = layers.item_count();
@@ -235,7 +235,7 @@ ImageIndex parse_image_index(std::span<const std::byte> document) {
     if (root.find_member("layers")) root.fail("a manifest where an image index is expected");
     const std::string media_type = root.text_or_empty("mediaType");
     if (!media_type.empty() && !is_image_index(media_type)) {
-        root.fail("mediaType: " + quoted(media_type) + " is no image index's");
+        root.fail("mediaType: " + quote(media_type) + " is no image index's");
     }
     const Field manifests = root.member("manifests");
     const std::size_t count = manifests.item_count();
@@ -257,7 +257,7 @@ Config parse_config(std::span<const std::byte> document) {
     constexpr std::array<std::string_view, 2> rootfs_known = {"type", "diff_ids"};
     refuse_other_spellings(rootfs, rootfs_known);
     const Field type = rootfs.member("type");
-    if (type.text() != "layers") type.fail(quoted(type.text()) + ", only \"layers\" is known");
+    if (type.text() != "layers") type.fail(quote(type.text()) + ", only \"layers\" is known");
     const std::optional<Field> diff_ids = rootfs.find_member("diff_ids");
     const std::size_t count = diff_ids ? diff_ids->item_count() : 0;
     if (count > kMaxLayers) diff_ids->fail(std::to_string(count) + " layers, at most " + std::to_string(kMaxLayers));

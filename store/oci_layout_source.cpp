@@ -51,7 +51,7 @@ void check_layout_version(const SourceFiles& files) {
         const boost::json::value value = json::parse(document, {});
         const std::string version = json::Field(value, "").member("imageLayoutVersion").text();
         if (version != "1.0.0") {
-            throw Error(Errc::unsupported, "imageLayoutVersion " + quoted(version) + ", only \"1.0.0\" can be read");
+            throw Error(Errc::unsupported, "imageLayoutVersion " + quote(version) + ", only \"1.0.0\" can be read");
         }
     } catch (const Error& error) {  // Which file it was.
         throw with_context(error, files.describe("oci-layout"));
@@ -125,10 +125,10 @@ std::vector<OciLayoutSource::Named> OciLayoutSource::chosen_entries() {
                 {name, parse_naming(where, [&, &entries = same] { return oci::choose_platform(entries, platform_); })});
         } else {
             throw Error(Errc::malformed,
-                        where + ": " + quoted(name) + " names " + std::to_string(same.manifests.size()) + " images");
+                        where + ": " + quote(name) + " names " + std::to_string(same.manifests.size()) + " images");
         }
     }
-    if (chosen.empty() && !tag_.empty()) throw Error(Errc::not_found, where + ": no image named " + quoted(tag_));
+    if (chosen.empty() && !tag_.empty()) throw Error(Errc::not_found, where + ": no image named " + quote(tag_));
     if (chosen.size() > kMaxImages) {
         throw Error(Errc::malformed, where + ": " + std::to_string(chosen.size()) + " images, at most " +
                                          std::to_string(kMaxImages) + "; name one of them");

@@ -2,7 +2,7 @@
 
 namespace lamina::store {
 
-std::string quoted(std::string_view text, std::size_t limit_bytes) {
+std::string quote(std::string_view text, std::size_t limit_bytes) {
     constexpr std::string_view hex = "0123456789abcdef";
     std::string out = "\"";
     for (const char c : text.substr(0, limit_bytes)) {

@@ -94,7 +94,7 @@ RegistryPlace target_of(const PushRequest& request, const FoundImage& image) {
     const RegistryReference reference = RegistryReference::parse(target);
     if (reference.digest) {
         throw Error(Errc::malformed,
-                    "image name " + quoted(target) + ": a push names a tag, the digest follows from it");
+                    "image name " + quote(target) + ": a push names a tag, the digest follows from it");
     }
     return RegistriesConf::load().place_for_push(reference);
 }

@@ -26,7 +26,7 @@ bool is_digit(char c) {
 }
 
 [[noreturn]] void refuse(std::string_view text, std::string_view rule) {
-    throw Error(Errc::malformed, "image name " + quoted(text) + ": " + std::string(rule));
+    throw Error(Errc::malformed, "image name " + quote(text) + ": " + std::string(rule));
 }
 
 // [a-z0-9]+ parts, joined by one ".", one or two "_", or any number of "-".
@@ -90,14 +90,14 @@ void check_repository(std::string_view text, std::string_view name) {
     if (name.size() > kMaxNameBytes) refuse(text, "longer than 255 characters before the tag");
     if (begins_with_host(name)) {
         const std::string_view host = name.substr(0, name.find('/'));
-        if (!is_host(host)) refuse(text, quoted(host) + " is not HOST or HOST:PORT");
+        if (!is_host(host)) refuse(text, quote(host) + " is not HOST or HOST:PORT");
         name.remove_prefix(host.size() + 1);
     }
     std::size_t begin = 0;
     while (begin <= name.size()) {
         const std::string_view component = name.substr(begin, name.find('/', begin) - begin);
         if (!is_path_component(component)) {
-            refuse(text, quoted(component) + " is not lower-case letters and digits, joined by \".\", \"_\" or \"-\"");
+            refuse(text, quote(component) + " is not lower-case letters and digits, joined by \".\", \"_\" or \"-\"");
         }
         begin += component.size() + 1;
     }
@@ -114,7 +114,7 @@ ImageName ImageName::parse(std::string_view text) {
     const std::string_view tag = colon == std::string_view::npos ? "latest" : text.substr(colon + 1);
     check_repository(text, repository);
     if (!is_tag(tag)) {
-        refuse(text, "the tag " + quoted(tag) + " is not 1 to 128 letters, digits, \"_\", \".\" or \"-\"");
+        refuse(text, "the tag " + quote(tag) + " is not 1 to 128 letters, digits, \"_\", \".\" or \"-\"");
     }
     return ImageName(std::string(repository) + ":" + std::string(tag));
 }

@@ -60,7 +60,7 @@ RegistryReference relocated(const RegistryReference& reference, std::string_view
     const std::string name = location + reference.name().substr(cut);
     const std::size_t slash = name.find('/');
     if (slash == std::string::npos)
-        throw Error(Errc::malformed, "registries.conf: " + quoted(name) + " names no image");
+        throw Error(Errc::malformed, "registries.conf: " + quote(name) + " names no image");
     RegistryReference moved = RegistryReference::parse(name);
     if (moved.host.empty()) moved = moved.at(name.substr(0, slash), name.substr(slash + 1));
     moved.tag = reference.tag;
@@ -137,7 +137,7 @@ struct RegistriesConf::Reader {
                 if (!mirror.is_table()) refuse(path, "a mirror is no table");
                 registry.mirrors.push_back(location(*mirror.as_table()));
                 if (registry.mirrors.back().location.empty()) {
-                    refuse(path, "a mirror of " + quoted(prefix) + " has no location");
+                    refuse(path, "a mirror of " + quote(prefix) + " has no location");
                 }
             }
         }
@@ -150,7 +150,7 @@ void RegistriesConf::add(std::string_view text, const std::string& path) {
     try {
         document = toml::parse(text, path);
     } catch (const toml::parse_error& error) {  // Of the library: here it becomes ours.
-        refuse(path + ":" + std::to_string(error.source().begin.line), quoted(error.description()));
+        refuse(path + ":" + std::to_string(error.source().begin.line), quote(error.description()));
     }
     if (document["registries"].is_table()) {
         refuse(path, "version 1 of the format; registries.conf(5) says how to write version 2");
@@ -205,7 +205,7 @@ void RegistriesConf::add_places(const RegistryReference& reference, std::vector<
     const Registry& registry = entry->second;
     if (registry.is_blocked) {
         throw Error(Errc::read_only,
-                    reference.text() + ": registry " + quoted(entry->first) + " is blocked in registries.conf");
+                    reference.text() + ": registry " + quote(entry->first) + " is blocked in registries.conf");
     }
     for (const Location& mirror : registry.mirrors) {
         const bool is_by_digest = reference.digest.has_value();
@@ -236,7 +236,7 @@ RegistryPlace RegistriesConf::place_for_push(const RegistryReference& reference)
     if (!entry) return {.reference = meaning};
     if (entry->second.is_blocked) {
         throw Error(Errc::read_only,
-                    meaning.text() + ": registry " + quoted(entry->first) + " is blocked in registries.conf");
+                    meaning.text() + ": registry " + quote(entry->first) + " is blocked in registries.conf");
     }
     const Location& own = entry->second.own;
     return own_place(meaning, entry->first, own.location, own.is_insecure);

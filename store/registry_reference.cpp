@@ -30,7 +30,7 @@ RegistryReference RegistryReference::parse(std::string_view text) {
             reference.digest = BlobDigest{Digest::parse(text.substr(at + 1))};
         } catch (const Error&) {  // Said again with the name that it is about.
             throw Error(Errc::malformed,
-                        "image name " + quoted(whole) + ": behind \"@\" stands no sha256:<64 hex digits>");
+                        "image name " + quote(whole) + ": behind \"@\" stands no sha256:<64 hex digits>");
         }
         text = text.substr(0, at);
     }

@@ -54,7 +54,7 @@ std::string first_error_in(std::span<const std::byte> body) {
         const json::Field first = errors.item(0);
         const std::string code = first.text_or_empty("code");
         const std::string message = first.text_or_empty("message");
-        return quoted(code.empty() ? message : code + ": " + message);
+        return quote(code.empty() ? message : code + ": " + message);
     } catch (const Error&) {  // A page of HTML, most likely: the status must do.
         return "";
     }
@@ -326,7 +326,7 @@ RegistrySession::Document RegistrySession::manifest(const std::string& reference
     const std::string promised = reply->field("Docker-Content-Digest");
     if (promised.starts_with("sha256:") && promised != found) {
         throw Error(Errc::corrupt,
-                    get.url.shown() + ": promised as " + quoted(promised) + ", but its bytes have the digest " + found);
+                    get.url.shown() + ": promised as " + quote(promised) + ", but its bytes have the digest " + found);
     }
     return document;
 }
@@ -458,7 +458,7 @@ bool RegistrySession::put_manifest(const std::string& reference, const std::stri
     const std::string ours = Digest::of(bytes).text();
     if (stored.starts_with("sha256:") && stored != ours) {
         throw Error(Errc::corrupt,
-                    put.url.shown() + ": the registry keeps it as " + quoted(stored) + " instead of " + ours);
+                    put.url.shown() + ": the registry keeps it as " + quote(stored) + " instead of " + ours);
     }
     return !reply->field("OCI-Subject").empty();
 }

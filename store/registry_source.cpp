@@ -25,7 +25,7 @@ std::string media_type_of(const RegistrySession::Document& document, const std::
     if (own.empty()) return document.media_type;
     if (is_typed && own != document.media_type) {
         throw Error(Errc::malformed,
-                    name + ": came as " + quoted(document.media_type) + ", and says of itself " + quoted(own));
+                    name + ": came as " + quote(document.media_type) + ", and says of itself " + quote(own));
     }
     return own;
 }
@@ -97,7 +97,7 @@ RegistrySource::RegistrySource(HttpClient& http, const RegistryPull& pull, const
     const std::vector<RegistryPlace> places = conf.places(pull.reference);
     const auto count = std::count_if(places.begin(), places.end(), [](const auto& place) { return !place.is_mirror; });
     if (pull.access.credentials && pull.reference.host.empty() && count > 1) {
-        throw Error(Errc::malformed, "image name " + quoted(pull.reference.text()) +
+        throw Error(Errc::malformed, "image name " + quote(pull.reference.text()) +
                                          ": may be of several registries, and credentials belong to one: name it");
     }
     for (const RegistryPlace& place : places) {

@@ -213,7 +213,7 @@ void Repair::read_source(const std::string& text) {
         }
     } catch (const Error& error) {  // Another source may do.
         if (error.code() == Errc::cancelled || error.code() == Errc::no_space || error.code() == Errc::quota) throw;
-        tell("source " + store::quoted(text) + ": " + error.what());
+        tell("source " + store::quote(text) + ": " + error.what());
     }
 }
 

@@ -29,7 +29,7 @@ oci::Descriptor resolve_manifest(DocumentReader& reader, const WantedImage& want
         const std::string name = reader.document_name(descriptor.digest);
         const bool is_index = oci::is_image_index(descriptor.media_type);
         if (!is_index && !oci::is_manifest(descriptor.media_type)) {
-            throw Error(Errc::unsupported, name + ": media type " + quoted(descriptor.media_type) +
+            throw Error(Errc::unsupported, name + ": media type " + quote(descriptor.media_type) +
                                                " is neither a manifest's nor an image index's");
         }
         document = reader.read(descriptor);
@@ -46,7 +46,7 @@ oci::Descriptor resolve_manifest(DocumentReader& reader, const WantedImage& want
 
 void check_layer_type(const oci::Descriptor& layer) {
     if (oci::layer_compression(layer.media_type)) return;
-    throw Error(Errc::unsupported, "layer " + layer.digest.digest.text() + ": media type " + quoted(layer.media_type) +
+    throw Error(Errc::unsupported, "layer " + layer.digest.digest.text() + ": media type " + quote(layer.media_type) +
                                        " is none that can be unpacked");
 }
 
@@ -60,7 +60,7 @@ std::optional<SourceImage> load_source_image(DocumentReader& reader, const Wante
     if (!is_image_config(manifest.config.media_type)) {
         if (wanted.may_be_no_image) return std::nullopt;
         throw Error(Errc::unsupported,
-                    manifest_name + ": not an image: its config has media type " + quoted(manifest.config.media_type));
+                    manifest_name + ": not an image: its config has media type " + quote(manifest.config.media_type));
     }
     image.config = reader.read(manifest.config);
     const std::string config_name = reader.document_name(manifest.config.digest);

@@ -241,7 +241,7 @@ void StoreImpl::remove_image(const std::string& image, bool force) {
     };
     if (!mounts.empty() && !force) {
         throw Error(Errc::busy, "image " + display_name(found.row) + ": mount " + mounts.front().id + " at " +
-                                    store::quoted(mounts.front().base.mountpoint) +
+                                    store::quote(mounts.front().base.mountpoint) +
                                     " needs it: discard the mount first, or force");
     }
     try {
@@ -292,8 +292,8 @@ void StoreImpl::read_file(const std::string& image, const std::string& path, Byt
     const auto view = ReadView::open(core_.paths.root, digest, kFileCacheBytes);
     const TreeIno ino = resolve_path(view->tree(), path);
     const FileType type = view->tree().attributes(ino).type;
-    if (type == FileType::directory) throw Error(Errc::malformed, store::quoted(path) + ": is a directory");
-    if (type != FileType::regular) throw Error(Errc::malformed, store::quoted(path) + ": is not a regular file");
+    if (type == FileType::directory) throw Error(Errc::malformed, store::quote(path) + ": is a directory");
+    if (type != FileType::regular) throw Error(Errc::malformed, store::quote(path) + ": is not a regular file");
     std::vector<std::byte> buffer(kReadBytes);
     std::uint64_t offset_bytes = 0;
     while (const std::size_t got = view->read(ino, offset_bytes, buffer)) {
@@ -352,7 +352,7 @@ std::string StoreImpl::create_mount(const std::string& image, const std::string&
 }
 
 void StoreImpl::fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) {
-    if (!is_mount_id(mount_id)) throw Error(Errc::malformed, "mount " + store::quoted(mount_id) + ": not an ID");
+    if (!is_mount_id(mount_id)) throw Error(Errc::malformed, "mount " + store::quote(mount_id) + ": not an ID");
     core_.lazy.fetch(chunk, read_mount_base(core_.paths.mount(mount_id)).layers, stop);
 }
 
@@ -360,7 +360,7 @@ void StoreImpl::discard_mount(const std::string& id) {
     const std::lock_guard mounting(core_.mounting);
     const std::string folder = core_.paths.mount(id);
     if (!is_mount_id(id) || !exists(folder))
-        throw Error(Errc::not_found, "mount " + store::quoted(id) + ": there is none");
+        throw Error(Errc::not_found, "mount " + store::quote(id) + ": there is none");
     const UniqueFd lock(::open((folder + "/lock").c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
     if (lock && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
         throw Error(Errc::busy, "mount " + id + ": its server runs: unmount it first");

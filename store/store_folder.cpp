@@ -28,7 +28,7 @@ std::string usable_root(const std::string& root) {
     while (path.size() > 1 && path.ends_with('/')) path.pop_back();
     if (path.find_first_of(":,\n") != std::string::npos) {
         throw Error(Errc::malformed,
-                    "store " + store::quoted(path) + ": a path with ':' or ',' cannot be a mount option");
+                    "store " + store::quote(path) + ": a path with ':' or ',' cannot be a mount option");
     }
     return path;
 }
@@ -82,7 +82,7 @@ void check_format(const std::string& root) {
     const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     if (text == kFormat) return;
     if (!text.starts_with(kFormatStart)) throw Error(Errc::malformed, path + ": not the format file of a store");
-    const std::string version = store::quoted(text.substr(kFormatStart.size(), text.find('\n') - kFormatStart.size()));
+    const std::string version = store::quote(text.substr(kFormatStart.size(), text.find('\n') - kFormatStart.size()));
     throw Error(Errc::unsupported, "store " + root + ": has format " + version +
                                        ", this program knows 1: use the version that wrote it, or another folder");
 }

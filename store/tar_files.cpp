@@ -198,7 +198,7 @@ void TarFiles::read_members() {
             member.kind = Member::Kind::file;
         }
         if (!input.skip(entry->stored_bytes)) {
-            throw Error(Errc::malformed, quoted(entry->entry.path) + ": the archive ends within it");
+            throw Error(Errc::malformed, quote(entry->entry.path) + ": the archive ends within it");
         }
         const auto [found, is_new] = members_.emplace(entry->entry.path, member);
         // Readers differ in which of two they take. Folders may well be named twice.
@@ -208,7 +208,7 @@ void TarFiles::read_members() {
 }
 
 std::string TarFiles::describe(std::string_view path) const {
-    const std::string safe = quoted(path);
+    const std::string safe = quote(path);
     return archive_ + ": " + (safe.size() == path.size() + 2 ? std::string(path) : safe);
 }
 
@@ -221,7 +221,7 @@ std::string TarFiles::resolved(const std::string& path) const {
     for (int links = 0; links <= kMaxLinks; ++links) {
         const auto found = members_.find(at);
         if (found == members_.end()) {
-            const std::string reason = at == path ? "missing" : "a link to " + quoted(at) + ", which is missing";
+            const std::string reason = at == path ? "missing" : "a link to " + quote(at) + ", which is missing";
             throw Error(Errc::not_found, describe(path) + ": " + reason);
         }
         const Member& member = found->second;

@@ -87,7 +87,7 @@ void parse_xattr(std::string_view key, std::string_view value, const PaxLimits& 
         if (is_escaped) i += 2;
     }
     if (name.empty() || name.size() > 255 || name.find('\0') != std::string::npos) {
-        refuse(fmt::format("xattr name {} is not 1 to 255 bytes without NUL", quoted(name)));
+        refuse(fmt::format("xattr name {} is not 1 to 255 bytes without NUL", quote(name)));
     }
     const auto [known, is_new] = records.xattrs.try_emplace(name);
     records.xattr_bytes += is_new ? name.size() : 0;
@@ -226,9 +226,9 @@ std::uint64_t parse_decimal(std::string_view text, std::string_view what) {
     std::uint64_t value = 0;
     if (text.empty()) refuse(fmt::format("{} is empty", what));
     for (const char c : text) {
-        if (c < '0' || c > '9') refuse(fmt::format("{} {} is not a number", what, quoted(text, 24)));
+        if (c < '0' || c > '9') refuse(fmt::format("{} {} is not a number", what, quote(text, 24)));
         const auto digit = static_cast<std::uint64_t>(c - '0');
-        if (value > (kMaxSigned - digit) / 10) refuse(fmt::format("{} {} is too large", what, quoted(text, 24)));
+        if (value > (kMaxSigned - digit) / 10) refuse(fmt::format("{} {} is too large", what, quote(text, 24)));
         value = value * 10 + digit;
     }
     return value;
@@ -243,7 +243,7 @@ Timestamp parse_pax_time(std::string_view text) {
     bool is_finer = false;
     std::uint32_t digits = 0;
     for (const char c : text.substr(std::min(point + 1, text.size()))) {
-        if (c < '0' || c > '9') refuse(fmt::format("time {} is not a number", quoted(text, 40)));
+        if (c < '0' || c > '9') refuse(fmt::format("time {} is not a number", quote(text, 40)));
         if (digits < 9) {
             time.nanoseconds = time.nanoseconds * 10 + static_cast<std::uint32_t>(c - '0');
             ++digits;

@@ -61,7 +61,7 @@ LayerReader::LayerReader(TarInput& tar, const LayerLimits& limits, ByteSink* lit
     : tar_(tar), limits_(limits), literals_(literals), bodies_(bodies) {}
 
 void LayerReader::fail(const std::string& problem) const {
-    const std::string entry = entry_name_.empty() ? "" : fmt::format("entry {}: ", quoted(entry_name_));
+    const std::string entry = entry_name_.empty() ? "" : fmt::format("entry {}: ", quote(entry_name_));
     throw Error(Errc::malformed, fmt::format("layer tar, offset {}: {}{}", entry_offset_bytes_, entry, problem));
 }
 
@@ -253,7 +253,7 @@ void LayerReader::set_type(const TarHeader& header, LayerEntry& entry) const {
             metadata.type = FileType::fifo;
             return;
         default:
-            throw TarProblem(fmt::format("unknown type flag {}", quoted({&header.type_flag, 1})));
+            throw TarProblem(fmt::format("unknown type flag {}", quote({&header.type_flag, 1})));
     }
 }
 
@@ -274,7 +274,7 @@ void LayerReader::set_target(const std::string& target, LayerEntry& entry) const
         try {
             entry.hardlink_target = normalized_path(target, path_limits());
         } catch (const TarProblem& problem) {  // The same words are about another path here.
-            throw TarProblem(fmt::format("hard link to {}: {}", quoted(target), problem.what()));
+            throw TarProblem(fmt::format("hard link to {}: {}", quote(target), problem.what()));
         }
         if (entry.hardlink_target.empty()) throw TarProblem("hard link to nothing");
     } else if (entry.metadata.type == FileType::symlink) {

@@ -48,15 +48,15 @@ private:
     bool describe(TreeIno ino, const std::string& path) {
         const auto [first, is_first] = first_paths_.try_emplace(ino, path);
         if (!is_first) {
-            line_(fmt::format("h {} = {}", quoted(path, kWhole), quoted(first->second, kWhole)));
+            line_(fmt::format("h {} = {}", quote(path, kWhole), quote(first->second, kWhole)));
             return false;
         }
         const TreeAttributes data = tree_.attributes(ino);
         constexpr std::string_view kLetters = "fdlcbps";
         std::string text = fmt::format(
             "{} {:04o} {}:{} {} {} {}.{:09} {}", kLetters[static_cast<std::size_t>(data.type)], data.mode, data.uid,
-            data.gid, data.nlink, data.size_bytes, data.mtime.seconds, data.mtime.nanoseconds, quoted(path, kWhole));
-        if (data.type == FileType::symlink) text += " -> " + quoted(tree_.link_target(ino), kWhole);
+            data.gid, data.nlink, data.size_bytes, data.mtime.seconds, data.mtime.nanoseconds, quote(path, kWhole));
+        if (data.type == FileType::symlink) text += " -> " + quote(tree_.link_target(ino), kWhole);
         if (data.type == FileType::char_device || data.type == FileType::block_device) {
             text += fmt::format(" device {}:{}", data.device_major, data.device_minor);
         }
@@ -64,7 +64,7 @@ private:
             text += fmt::format(" data {}", data.data_bytes);
         }
         for (const auto& [name, value] : tree_.xattrs(ino)) {
-            text += fmt::format(" xattr {}={}", quoted(name, kWhole), quoted(value, kWhole));
+            text += fmt::format(" xattr {}={}", quote(name, kWhole), quote(value, kWhole));
         }
         line_(text);
         if (options_.with_chunks && data.type == FileType::regular) describe_parts(ino, data.size_bytes);

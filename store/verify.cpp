@@ -180,7 +180,7 @@ private:
             const auto tree = ImageTree::open(core_.paths.tree(image.tree.digest), image.tree.digest);
             std::size_t paths = 0;
             check_folder(*tree, kTreeRoot, "", [&](const std::string& path) {
-                if (++paths <= kMaxPathsPerImage) problem(what + ": " + quoted(path) + " cannot be read");
+                if (++paths <= kMaxPathsPerImage) problem(what + ": " + quote(path) + " cannot be read");
             });
             if (paths > kMaxPathsPerImage) {
                 problem(what + ": and " + std::to_string(paths - kMaxPathsPerImage) + " more files");

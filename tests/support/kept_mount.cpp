@@ -130,7 +130,7 @@ std::string KeptMount::own_bytes(NodeId node) const {
 
 namespace {
 
-std::string quoted(std::string_view text) {
+std::string quote(std::string_view text) {
     std::ostringstream out;
     out << std::quoted(std::string(text));
     return out.str();
@@ -164,15 +164,15 @@ std::string text_of(MountState& state) {
         for (const Timestamp& time : {attributes.atime, attributes.mtime, attributes.ctime, attributes.birth}) {
             out << " " << time.seconds << "." << time.nanoseconds;
         }
-        out << " target " << quoted(node.link_target) << " view " << node.view_size_bytes << node.is_new
+        out << " target " << quote(node.link_target) << " view " << node.view_size_bytes << node.is_new
             << node.has_own_xattrs << " data" << data_text(state, attributes.node);
         lines.push_back(out.str());
         for_each_own_xattr(state.changes(), attributes.node, [&](std::string_view name, std::string_view value) {
-            lines.push_back("xattr " + std::to_string(attributes.node) + " " + quoted(name) + quoted(value));
+            lines.push_back("xattr " + std::to_string(attributes.node) + " " + quote(name) + quote(value));
         });
         if (!S_ISDIR(attributes.mode)) return;
         for_each_changed_name(state.changes(), attributes.node, [&](const ChangedName& name) {
-            lines.push_back("name " + std::to_string(attributes.node) + "/" + quoted(name.name) + " is " +
+            lines.push_back("name " + std::to_string(attributes.node) + "/" + quote(name.name) + " is " +
                             std::to_string(name.node) + (name.is_in_view ? " over the view's" : ""));
         });
     });

@@ -13,7 +13,7 @@ bool is_plain(char character) {
     return character > ' ' && character < 0x7f && character != '%';
 }
 
-std::string quoted(std::string_view word) {
+std::string quote(std::string_view word) {
     constexpr std::string_view kHex = "0123456789abcdef";
     if (word.empty()) return "%";
     std::string out;
@@ -68,14 +68,14 @@ std::string octal_text(std::uint32_t mode) {
 }
 
 std::string lower_line(const LowerEntry& entry) {
-    std::string line = std::string("lower ") + entry.type + " " + quoted(entry.path) + " " + octal_text(entry.mode) +
+    std::string line = std::string("lower ") + entry.type + " " + quote(entry.path) + " " + octal_text(entry.mode) +
                        " " + std::to_string(entry.uid) + " " + std::to_string(entry.gid) + " " +
                        std::to_string(entry.seconds) + " " + std::to_string(entry.nanoseconds) + " " +
-                       quoted(entry.target) + " " + std::to_string(entry.size_bytes);
+                       quote(entry.target) + " " + std::to_string(entry.size_bytes);
     for (const Segment& segment : entry.data)
         line += " data:" + std::to_string(segment.offset_bytes) + ":" + std::to_string(segment.size_bytes) + ":" +
                 std::to_string(segment.seed);
-    for (const auto& [name, value] : entry.xattrs) line += " xattr " + quoted(name) + " " + quoted(value);
+    for (const auto& [name, value] : entry.xattrs) line += " xattr " + quote(name) + " " + quote(value);
     return line;
 }
 
@@ -123,7 +123,7 @@ std::string content_of(const LowerEntry& file) {
 
 std::string to_text(const Call& call) {
     std::string line = std::to_string(call.actor);
-    for (const auto& word : call.words) line += " " + quoted(word);
+    for (const auto& word : call.words) line += " " + quote(word);
     return line;
 }
 
