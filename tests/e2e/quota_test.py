@@ -339,7 +339,7 @@ class ImageAttacks(StoreTest, Attacks):
         """Returns when the next server answers."""
         server = self.server()
         os.kill(server["pid"], signal.SIGKILL)
-        wait_for(lambda: self.server()["pid"] != server["pid"])
+        wait_for(lambda: (self.server() or server)["pid"] != server["pid"])  # None: it takes longer to start.
 
     def remount(self):
         self.lamina.call("umount", "work")
