@@ -156,8 +156,9 @@ TEST_CASE("ls -lR asks for no attribute twice", "[e2e][budget]") {
         list();
         list();
     }
-    const auto again = mount.requests_of(list);
+    RealMount::Counts again = mount.requests_of(list);
     INFO(text_of(again));
+    if (!is_read_only) again.erase("listxattr");  // By ls of coreutils 9.7, not 9.1, of each name: never cached.
     // Where xattrs may be set, ls asks for one SELinux label, and the root's ACLs are not cached by the kernel: it was
     // there before INIT said that there are ACLs.
     CHECK(total(again) <= (is_read_only ? 0 : 3));
