@@ -402,8 +402,9 @@ for step in range(100_000):
         self.assertEqual([0, 0], [writer.wait(120) for writer in writers])
         self.assertEqual(12, self.server()["restarts"])
         known = self.quota()
-        self.remount()
-        self.assertEqual(known, self.quota())
+        self.remount()  # Frees unlinked files of which the kernel's last word was lost with a server.
+        for what, used in self.quota().items():
+            self.assertLessEqual(used, known[what], what)
         for name in os.listdir(self.mnt):
             os.unlink(self.mnt / name)
         self.wait_for_use(0)
