@@ -8,8 +8,8 @@ import re
 import sys
 
 # Headers of store/ that fuse/ may see: what a mount reads, and values and files that have no rules of their own.
-FUSE_SEES = {"store/read_view.h", "store/digest.h", "store/error.h", "store/file.h", "store/file_ops.h", "store/guarded.h",
-             "store/tar_writer.h", "client/api.h"}
+FUSE_SEES = {"store/read_view.h", "store/digest.h", "store/error.h", "store/file.h", "store/file_ops.h",
+             "store/guarded.h", "store/tar_writer.h", "client/api.h"}
 ALLOWED = {
     "store": lambda path: path.startswith("store/"),
     "client": lambda path: path.startswith("client/"),
