@@ -28,7 +28,7 @@ std::vector<std::string> SizeLimit::lines_of(const store::SizeLimitReport& repor
     std::vector<std::string> lines;
     for (const std::string& name : report.removed) {
         lines.push_back(fmt::format("removed image {}, which was used longest ago: the store may have {} bytes",
-                                    store::quoted(name), max_bytes_));
+                                    store::quote(name), max_bytes_));
     }
     if (report.is_met) return lines;
     lines.push_back(fmt::format(
