@@ -19,10 +19,11 @@ namespace {
 const test::Files kBase{{"etc/os", "debian"}, {"usr/tool", test::some_text(60'000, 1)}};
 const test::Files kTop{{"app", test::some_text(40'000, 2)}};
 
-/// A closed store with "base:1" and "work:1", which shares base's layer.
+/// A closed store with "base:1", whose content is pack 1, and "work:1", which shares base's layer.
 void make_store(const test::TempDir& folder) {
-    const std::string source = test::write_layout(folder / "layout", {{"base:1", {kBase}}, {"work:1", {kBase, kTop}}});
-    test::import_from(*Store::open(folder / "s"), source);
+    const auto opened = Store::open(folder / "s");
+    test::import_from(*opened, test::write_layout(folder / "base", {{"base:1", {kBase}}}));
+    test::import_from(*opened, test::write_layout(folder / "work", {{"work:1", {kBase, kTop}}}));
 }
 
 std::string first_file(const std::string& folder, const std::string& suffix) {
