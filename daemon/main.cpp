@@ -91,6 +91,7 @@ void run(const daemon::Config& config, ReadyPipe& ready) {
             const auto report = store->upkeep({.bytes_per_second = config.upkeep_bytes_per_second,
                                                .scrubs = true,
                                                .scrub_pause_seconds = std::chrono::seconds(kScrubPause).count(),
+                                               .is_background = true,
                                                .progress = {}},
                                               end);
             size_limit.keep({}, end);

@@ -48,7 +48,8 @@ public:
           stop_(stop),
           rate_(request.bytes_per_second),
           reader_(ChunkStore::open(core.paths.packs(), kCacheBytes)),
-          pool_(std::thread::hardware_concurrency(), kUpkeepLevel, CompressionPool::Priority::background) {}
+          pool_(std::thread::hardware_concurrency(), kUpkeepLevel,
+                request.is_background ? CompressionPool::Priority::background : CompressionPool::Priority::normal) {}
 
     RecompressResult run() {
         for (const PackRow& pack : packs_to_recompress(core_)) total_bytes_ += pack.raw_bytes;

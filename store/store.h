@@ -165,7 +165,8 @@ struct UpkeepRequest {
         0;                ///< Of content that is compressed anew, and of packs that are read; 0: no limit.
     bool scrubs = false;  ///< Also reads and checks every byte of the packs.
     std::int64_t scrub_pause_seconds =
-        0;  ///< Not before the last such pass ended so long ago; an unfinished one goes on.
+        0;                       ///< Not before the last such pass ended so long ago; an unfinished one goes on.
+    bool is_background = false;  ///< Everything else that wants the processor goes first.
     ProgressFunction progress;
 };
 
