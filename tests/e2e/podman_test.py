@@ -46,18 +46,19 @@ layers() { mkdir "$WORK/saved" && tar -C "$WORK/saved" -xf "$1"
 podman pull -q oci:$WORK/layout:tools >pulled || echo "no image is pulled"
 step tag podman tag "$(cat pulled)" tools
 step run run --rm tools sh -c 'cat /etc/motd; ls -l /gone /etc/opq; grep -c fuse /proc/self/mountinfo; exit 3'
-step change run --name c1 tools sh -c '
+# Names of containers are no hexadecimal digits: to podman diff those may begin the ID of an image.
+step change run --name worker tools sh -c '
   echo new > /etc/new; rm /etc/motd; rm -r /srv/tree/a; mv /srv/tree/b /srv/tree/moved; ln /srv/one /srv/two
   echo more >> /srv/one; chmod 2710 /srv/tree; mkdir -p /opt/deep/er; ln -s nowhere /opt/link; mv /srv/big /opt/big
   chown 7:8 /etc/group; chmod 4755 /bin/busybox; stat -c %a /bin/busybox; rm -r /srv/replaced
   dd if=/dev/zero of=/opt/sparse bs=1 count=1 seek=1000000 2>/dev/null
   touch -d "2001-02-03 04:05:06" /etc/new; find /srv /opt | sort; cat /srv/one /srv/two'
-podman diff c1 > listing; step diff sort listing
-step again podman start -a c1
-step commit into made.id podman commit -q c1 made
+podman diff worker > listing; step diff sort listing
+step again podman start -a worker
+step commit into made.id podman commit -q worker made
 step run-made in_container made 'find /srv /opt /etc | sort; cat /srv/one; ls /srv
   stat -c "%n %a %u:%g %h %s" /srv/one /opt/big /etc/group'
-step export podman export c1 -o exported.tar; contents exported.tar
+step export podman export worker -o exported.tar; contents exported.tar
 step import into /dev/null podman import -q exported.tar imported
 step run-imported run --rm imported /bin/sh -c 'cat /srv/one; ls /opt'
 step save podman save -q -o made.tar made; layers made.tar
@@ -71,13 +72,13 @@ step overlay-volume run --rm -v "$WORK/over:/x:O" tools sh -c '
 step untouched sh -c 'ls over; cat over/*'
 step image-volume run --rm --mount type=image,source=tools,destination=/img tools sh -c '
   cat /img/etc/motd; touch /img/x; echo $?'
-step start into /dev/null run -d --name d tools sleep 1000
-step exec podman exec d sh -c 'echo from-exec > /root/file; rm -r /srv/tree; ls / /srv; cat /root/file'
-step cp-in podman cp "$WORK/over/file" d:/root/copied
-step cp-out podman cp d:/etc/motd "$WORK/motd-out"; cat motd-out
-step exec-again podman exec d cat /root/copied /root/file
-podman diff d > listing; step live-diff sort listing
-step stop into /dev/null podman rm -f -t 0 d
+step start into /dev/null run -d --name idle tools sleep 1000
+step exec podman exec idle sh -c 'echo from-exec > /root/file; rm -r /srv/tree; ls / /srv; cat /root/file'
+step cp-in podman cp "$WORK/over/file" idle:/root/copied
+step cp-out podman cp idle:/etc/motd "$WORK/motd-out"; cat motd-out
+step exec-again podman exec idle cat /root/copied /root/file
+podman diff idle > listing; step live-diff sort listing
+step stop into /dev/null podman rm -f -t 0 idle
 cat > Containerfile <<'END'
 FROM tools AS first
 RUN mkdir /built && echo one > /built/one && rm /etc/motd && ln /built/one /built/hard
@@ -96,15 +97,15 @@ step many in_container tools 'mkdir /many; i=0; while [ $i -lt 500 ]; do echo $i
 if [ "$(id -u)" = 0 ]; then
   step image-mount podman image mount tools > mounted; cat "$(head -1 mounted)/etc/motd"
   step image-umount into /dev/null podman image umount -f tools
-  step container-mount podman mount c1 > mounted; m=$(sed -n 2p mounted)
+  step container-mount podman mount worker > mounted; m=$(sed -n 2p mounted)
   cat $m/srv/one; ls $m/opt; echo host > $m/opt/host; cat $m/opt/host
-  step container-umount into /dev/null podman umount c1
+  step container-umount into /dev/null podman umount worker
 else
   step image-mount podman unshare sh -c '
     cat "$(podman image mount tools)/etc/motd"; podman image umount -f tools >/dev/null'
   step container-mount podman unshare sh -c '
-    m=$(podman mount c1); cat $m/srv/one; ls $m/opt; echo host > $m/opt/host; cat $m/opt/host
-    podman umount c1 >/dev/null'
+    m=$(podman mount worker); cat $m/srv/one; ls $m/opt; echo host > $m/opt/host; cat $m/opt/host
+    podman umount worker >/dev/null'
   step ids run --rm --user 1:2 tools sh -c '
     id -u; id -g; touch /tmp/mine; stat -c %u:%g /tmp/mine /etc/motd; touch /etc/motd; echo $?'
 fi

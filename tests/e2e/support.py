@@ -22,6 +22,7 @@ BUILD = pathlib.Path(os.environ.get("LAMINA_BUILD", "build")).resolve()
 IS_ROOT = os.geteuid() == 0
 EXIT_SKIPPED = 77
 USER = 54_321  # an ordinary user that no machine has
+os.environ["LIBMOUNT_FORCE_MOUNT2"] = "always"  # Else newer versions of mount(8) refuse an option of over 255 bytes.
 
 
 def can_mount():
