@@ -31,15 +31,6 @@ std::string name_of(const oci::Descriptor& descriptor) {
     return whole.empty() ? annotation(descriptor, kRefName) : whole;
 }
 
-template <class Parse>
-auto parse_naming(const std::string& name, Parse&& parse) {
-    try {
-        return parse();
-    } catch (const Error& error) {  // Which document it was.
-        throw with_context(error, name);
-    }
-}
-
 }  // namespace
 
 void check_layout_version(const SourceFiles& files) {

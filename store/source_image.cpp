@@ -14,15 +14,6 @@ bool is_image_config(std::string_view media_type) {
            media_type == "application/vnd.docker.container.image.v1+json";
 }
 
-template <class Parse>
-auto parse_naming(const std::string& name, Parse&& parse) {
-    try {
-        return parse();
-    } catch (const Error& error) {  // Which document it was.
-        throw with_context(error, name);
-    }
-}
-
 oci::Descriptor resolve_manifest(DocumentReader& reader, const WantedImage& wanted, std::vector<std::byte>& document) {
     oci::Descriptor descriptor = wanted.descriptor;
     for (int depth = 0; depth <= kMaxNestedIndexes; ++depth) {

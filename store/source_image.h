@@ -1,6 +1,7 @@
 #pragma once
 
 #include "store/blob_source.h"
+#include "store/error.h"
 
 #include <optional>
 #include <string>
@@ -18,6 +19,16 @@ public:
     virtual SourceLayer describe_layer(const oci::Descriptor& layer, const DiffId& diff_id) = 0;
     virtual std::string document_name(const BlobDigest& digest) const = 0;  ///< For errors.
 };
+
+/// What `parse` returns; its errors say which document it was.
+template <class Parse>
+auto parse_naming(const std::string& name, Parse&& parse) {
+    try {
+        return parse();
+    } catch (const Error& error) {
+        throw with_context(error, name);
+    }
+}
 
 /// What is looked for.
 struct WantedImage {

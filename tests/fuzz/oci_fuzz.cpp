@@ -1,3 +1,4 @@
+#include "fuzz/checks.h"
 #include "store/docker_archive_source.h"
 #include "store/error.h"
 #include "store/oci.h"
@@ -8,7 +9,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <map>
 #include <string>
 #include <string_view>
@@ -22,20 +22,8 @@
 namespace {
 
 using namespace lamina::store;
-
-void check(bool is_so) {
-    if (!is_so) std::abort();
-}
-
-template <class Act>
-void refuse_or(Act&& act) {
-    try {
-        act();
-    } catch (const Error& error) {
-        check(error.code() != Errc::internal);
-        for (const char* c = error.what(); *c; ++c) check(static_cast<unsigned char>(*c) >= 0x20 && *c != 0x7f);
-    }
-}
+using lamina::fuzz::check;
+using lamina::fuzz::refuse_or;
 
 std::vector<std::byte> bytes_of(std::string_view text) {
     const auto bytes = as_bytes(text);

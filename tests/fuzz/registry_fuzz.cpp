@@ -1,12 +1,11 @@
+#include "fuzz/checks.h"
 #include "store/credentials.h"
 #include "store/digest.h"
-#include "store/error.h"
 #include "store/http_fields.h"
 #include "store/http_url.h"
 #include "store/registries_conf.h"
 
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 #include <string_view>
 
@@ -17,20 +16,8 @@
 namespace {
 
 using namespace lamina::store;
-
-void check(bool is_so) {
-    if (!is_so) std::abort();
-}
-
-template <class Act>
-void refuse_or(Act&& act) {
-    try {
-        act();
-    } catch (const Error& error) {
-        check(error.code() != Errc::internal);
-        for (const char* c = error.what(); *c; ++c) check(static_cast<unsigned char>(*c) >= 0x20 && *c != 0x7f);
-    }
-}
+using lamina::fuzz::check;
+using lamina::fuzz::refuse_or;
 
 void fuzz_fields(std::string_view text) {
     for (const Challenge& challenge : parse_challenges(text)) {
