@@ -100,10 +100,10 @@ HelperResult run_helper(const std::vector<std::string>& words, const std::string
     Pipe to_program = make_pipe();
     Pipe from_program = make_pipe();
     Child child(words, to_program.read_end.get(), from_program.write_end.get());
-    to_program.read_end = UniqueFd();
     from_program.write_end = UniqueFd();
     // A program that does not read its input may be gone already: what it printed still counts.
     static_cast<void>(::write(to_program.write_end.get(), input.data(), input.size()) < 0);
+    to_program.read_end = UniqueFd();  // Only now: a program that has ended already raises no SIGPIPE.
     to_program.write_end = UniqueFd();
     HelperResult result;
     result.output = read_until_end(from_program.read_end.get(), limit, words.front());
