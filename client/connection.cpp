@@ -118,27 +118,23 @@ struct Connection::Request {
 
 class Connection::Impl {
 public:
-    Impl(const api::Places& places, bool may_start) : socket_(context_), places_(places) {
+    Impl(const api::Places& places, bool may_start) : socket_(context_), places_(places), may_start_(may_start) {
         api::check_socket_path(places.socket);
-        if (try_connect()) return;
-        if (!may_start) connection_failure("no daemon answers at " + places.socket + "; lamina daemon start");
-        start_until_it_answers();
+        connect();
     }
 
     /// Sends the request and passes the body's bytes on as they come; an error status becomes a FailureError.
+    /// A daemon that is killed accepts connections until the kernel has taken it down: what changes nothing is asked
+    /// again, once.
     void exchange(const Request& request, const OnBytes& on_bytes) {
-        boost::system::error_code error;
-        http::request<http::string_body> message(request.method, request.target, 11);
-        message.set(http::field::host, "lamina");
-        message.set(http::field::content_type, "application/json");
-        message.body() = request.body;
-        message.prepare_payload();
-        http::write(socket_, message, error);
-        if (error) connection_failure("the daemon at " + places_.socket + " went away: " + error.message());
-        http::response_parser<http::buffer_body> parser;
-        parser.body_limit(boost::none);
-        http::read_header(socket_, buffer_, parser, error);
+        std::optional<Reply> reply;
+        boost::system::error_code error = ask(request, reply.emplace());
+        if (error && request.method == http::verb::get && buffer_.size() == 0) {
+            connect();
+            error = ask(request, reply.emplace());
+        }
         if (error) connection_failure("the daemon at " + places_.socket + " gave no reply: " + error.message());
+        Reply& parser = *reply;
         const bool is_good = parser.get().result() == http::status::ok;
         std::string refusal;
         std::array<char, 65536> piece;
@@ -159,6 +155,28 @@ public:
     }
 
 private:
+    using Reply = http::response_parser<http::buffer_body>;
+
+    /// Sends the request and reads the header of the reply.
+    boost::system::error_code ask(const Request& request, Reply& reply) {
+        boost::system::error_code error;
+        reply.body_limit(boost::none);
+        http::request<http::string_body> message(request.method, request.target, 11);
+        message.set(http::field::host, "lamina");
+        message.set(http::field::content_type, "application/json");
+        message.body() = request.body;
+        message.prepare_payload();
+        http::write(socket_, message, error);
+        if (!error) http::read_header(socket_, buffer_, reply, error);
+        return error;
+    }
+
+    void connect() {
+        if (try_connect()) return;
+        if (!may_start_) connection_failure("no daemon answers at " + places_.socket + "; lamina daemon start");
+        start_until_it_answers();
+    }
+
     /// A daemon that ends lets go of the socket before the store, and one that starts takes the store first: "busy"
     /// passes in both cases.
     void start_until_it_answers() {
@@ -200,6 +218,7 @@ private:
     asio::io_context context_;
     asio::local::stream_protocol::socket socket_;
     api::Places places_;
+    bool may_start_;
     boost::beast::flat_buffer buffer_;
 };
 

@@ -9,7 +9,7 @@ import sqlite3
 import unittest
 
 from rich_tree import describe, difference, make_rich_tree
-from support import main, needs_fuse, needs_program, needs_root, run
+from support import main, needs_fuse, needs_program, needs_root, run, wait_for
 from unions import UnionTest
 
 GIT_ENVIRONMENT = {**os.environ, "HOME": "/nowhere", "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "A",
@@ -154,13 +154,26 @@ class RsyncTest(CopyTest):
 
 def write_rows(path, writer, journal):
     connection = sqlite3.connect(path, timeout=120)
-    connection.execute(f"PRAGMA journal_mode={journal}")
+    set_journal(connection, journal)
     for row in range(ROWS):
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT INTO rows VALUES (?, ?, ?)", (writer, row, os.urandom(2000)))
         connection.execute("UPDATE total SET count = count + 1")
         connection.execute("COMMIT")
     connection.close()
+
+
+def set_journal(connection, journal):
+    """SQLite's busy handler is not asked when several set WAL at once."""
+    def is_set():
+        try:
+            connection.execute(f"PRAGMA journal_mode={journal}")
+            return True
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            return False
+    wait_for(is_set, 120)
 
 
 def make_database(path):
