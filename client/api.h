@@ -64,11 +64,13 @@ struct Image {
     bool pinned = false;
     std::uint64_t logical_bytes = 0;
     std::uint64_t inode_count = 0;
-    bool lazy = false;  ///< Layers are missing, and come from the registry when they are read.
+    bool lazy = false;       ///< Layers are missing, or not compared with their digests yet.
+    std::string state;       ///< "verified", "complete" (all is here, not compared yet), "lazy", "quarantined"
+    std::string quarantine;  ///< Why it is quarantined.
 };
 BOOST_DESCRIBE_STRUCT(Image, (),
                       (names, id, manifest_digest, tree_digest, layers, platform, created, imported_at, used_at, pinned,
-                       logical_bytes, inode_count, lazy))
+                       logical_bytes, inode_count, lazy, state, quarantine))
 
 struct Images {
     std::vector<Image> images;
@@ -142,6 +144,12 @@ struct PullRequest {
     RegistryAccess access;
 };
 BOOST_DESCRIBE_STRUCT(PullRequest, (), (image, name, platform, lazy, access))
+
+struct CompleteRequest {
+    std::string image;
+    std::uint64_t bytes_per_second = 0;  ///< 0: no limit.
+};
+BOOST_DESCRIBE_STRUCT(CompleteRequest, (), (image, bytes_per_second))
 
 struct PushRequest {
     std::string image;
@@ -389,6 +397,7 @@ inline constexpr std::string_view kImport = "/v1/import";
 inline constexpr std::string_view kSave = "/v1/save";
 inline constexpr std::string_view kPull = "/v1/pull";
 inline constexpr std::string_view kPush = "/v1/push";
+inline constexpr std::string_view kComplete = "/v1/complete";
 inline constexpr std::string_view kFetch = "/v1/fetch";
 inline constexpr std::string_view kCommit = "/v1/commit";
 inline constexpr std::string_view kUsage = "/v1/usage";

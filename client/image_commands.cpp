@@ -32,7 +32,14 @@ void print_imported(const Globals& globals, const json::value& result) {
 void print_images(const Globals& globals, bool only_ids) {
     const json::value reply = globals.connect().get(std::string(api::path::kImages));
     if (globals.json) return print_json(reply);
-    Table table({{"NAME"}, {"IMAGE ID"}, {"LAYERS", true}, {"FILES", true}, {"SIZE", true}, {"IMPORTED"}, {"PINNED"}});
+    Table table({{"NAME"},
+                 {"IMAGE ID"},
+                 {"LAYERS", true},
+                 {"FILES", true},
+                 {"SIZE", true},
+                 {"IMPORTED"},
+                 {"STATE"},
+                 {"PINNED"}});
     for (const api::Image& image : api::parse_reply<api::Images>(reply).images) {
         if (only_ids) {
             print_text(short_digest(image.id) + "\n");
@@ -43,7 +50,7 @@ void print_images(const Globals& globals, bool only_ids) {
         for (const std::string& name : names) {
             table.add({printable(name), short_digest(image.id), std::to_string(image.layers.size()),
                        std::to_string(image.inode_count), human_bytes(image.logical_bytes),
-                       human_age(image.imported_at), image.pinned ? "yes" : ""});
+                       human_age(image.imported_at), image.state, image.pinned ? "yes" : ""});
         }
     }
     if (!only_ids) table.print();

@@ -1,7 +1,7 @@
 # bash completion for lamina
 _lamina() {
   local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
-  local commands='import pull push save images inspect tag rmi pin unpin ls cat mount umount mounts quota diff commit bundle run gc verify upkeep df daemon'
+  local commands='import pull complete push save images inspect tag rmi pin unpin ls cat mount umount mounts quota diff commit bundle run gc verify upkeep df daemon'
   local -a globals=()
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
@@ -42,6 +42,7 @@ _lamina() {
     verify) options+=' --data --repair' ;;
     upkeep) options+=' --scrub --rate' ;;
     df) options+=' --chart' ;;
+    complete) options+=' --rate' ;;
   esac
   if [[ $word == -* ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
@@ -56,7 +57,7 @@ _lamina() {
     verify) names='oci: oci-archive: docker-archive: dir:' ;;
     import|save)
       [[ $command == save && $COMP_CWORD -lt 3 ]] && names=$(_lamina_images) || names='oci: oci-archive: docker-archive: dir:' ;;
-    inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run|push)
+    inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run|push|complete)
       names=$(_lamina_images)
       [[ $command == @(mount|bundle) && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
     umount|quota|diff|commit|mounts) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;

@@ -1,4 +1,4 @@
-// pull, push: what deals with registries.
+// pull, complete, push: what deals with registries.
 
 #include "client/commands.h"
 #include "client/output.h"
@@ -73,6 +73,24 @@ void add_pull(const CommandContext& context) {
     });
 }
 
+void add_complete(const CommandContext& context) {
+    const auto request = std::make_shared<api::CompleteRequest>();
+    CLI::App* const command =
+        context.app.add_subcommand("complete", "Fetch what is missing of a lazy image, and verify it");
+    command->add_option("IMAGE", request->image, "Name or ID of the image")->required();
+    command->add_option("--rate", request->bytes_per_second, "At most so many bytes a second (k, M, G); 0: no limit")
+        ->transform(CLI::AsSizeValue(false));
+    command->callback([context, request] {
+        context.run = [&globals = context.globals, request] {
+            Connection connection = globals.connect();
+            const json::value result = post_with_progress(connection, api::path::kComplete, api::to_text(*request));
+            if (globals.json) return print_json(result);
+            const auto image = api::parse_reply<api::Image>(result);
+            print_text(fmt::format("{}  {}\n", short_digest(image.id), image.state));
+        };
+    });
+}
+
 void add_push(const CommandContext& context) {
     const auto args = std::make_shared<RegistryArguments>();
     CLI::App* const command = context.app.add_subcommand("push", "Send an image to a registry");
@@ -99,6 +117,7 @@ void add_push(const CommandContext& context) {
 
 void add_registry_commands(const CommandContext& context) {
     add_pull(context);
+    add_complete(context);
     add_push(context);
 }
 

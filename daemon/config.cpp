@@ -11,12 +11,30 @@ namespace lamina::daemon {
 namespace {
 constexpr int kExitUsage = 2;
 constexpr unsigned kUpkeepAfterSeconds = 60;
+constexpr const char* kCompleteDefault = "60";
+constexpr unsigned kMaxCompleteSeconds = 365 * 24 * 3600;
 
 std::uint64_t parse_max_bytes(const std::string& text) {
     const std::uint64_t bytes = text.empty() ? 0 : api::parse_size(text);
     if (bytes == 0 || bytes >= SizeLimit::kLeastBytes) return bytes;
     throw api::FailureError({"usage", "max-bytes " + text + ": too little for a store; at least " +
                                           std::to_string(SizeLimit::kLeastBytes >> 20) + "M"});
+}
+
+void add_completion_options(CLI::App& app, Config& config, std::string& when) {
+    app.add_option(
+           "--complete", when,
+           "Fetch the rest of lazy images that are mounted, and verify them: off, on, or once nobody has waited "
+           "for bytes of them for so many seconds")
+        ->envname("LAMINA_COMPLETE")
+        ->check(CLI::IsMember({"off", "on"}) | CLI::Range(0u, kMaxCompleteSeconds))
+        ->capture_default_str();
+    app.add_option("--complete-rate", config.complete_bytes_per_second,
+                   "And at most so many bytes a second; 0: no limit")
+        ->envname("LAMINA_COMPLETE_RATE")
+        ->transform(CLI::AsSizeValue(false));
+    app.add_flag("--require-verified", config.requires_verified, "Mount no image that is not verified")
+        ->envname("LAMINA_REQUIRE_VERIFIED");
 }
 
 }  // namespace
@@ -42,6 +60,8 @@ Config parse_command_line(int argument_count, char** arguments) {
     app.add_option("--max-bytes", max_bytes,
                    "What the store may have on disk (10G): what was used longest ago goes first; 0: no limit")
         ->envname("LAMINA_MAX_BYTES");
+    std::string complete = kCompleteDefault;
+    add_completion_options(app, config, complete);
     app.set_version_flag("--version", "laminad " + std::string(api::kVersion));
     try {
         app.parse(argument_count, arguments);
@@ -54,6 +74,8 @@ Config parse_command_line(int argument_count, char** arguments) {
         std::fprintf(stderr, "laminad: %s\n", error.what());
         std::exit(kExitUsage);
     }
+    if (complete == "on") complete = "0";
+    if (complete != "off") config.complete_after = std::chrono::seconds(std::stoul(complete));
     config.upkeep_after = std::chrono::seconds(upkeep_after_seconds);
     config.mount_program = api::companion_program("lamina-fuse", "fuse");
     return config;

@@ -3,6 +3,8 @@
 
 #include "daemon/handlers.h"
 
+#include "daemon/log.h"
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -25,6 +27,20 @@ std::string line_of(std::string_view wrapper, json::value value) {
     return json::serialize(json::object{{wrapper, std::move(value)}}) + "\n";
 }
 
+std::string state_name(store::LayerState state) {
+    switch (state) {
+        case store::LayerState::verified:
+            return "verified";
+        case store::LayerState::complete:
+            return "complete";
+        case store::LayerState::lazy:
+            return "lazy";
+        case store::LayerState::quarantined:
+            return "quarantined";
+    }
+    return "quarantined";
+}
+
 api::Image image_of(const store::ImageSummary& summary) {
     api::Image image;
     image.names = summary.names;
@@ -40,6 +56,8 @@ api::Image image_of(const store::ImageSummary& summary) {
     image.logical_bytes = summary.logical_bytes;
     image.inode_count = summary.inode_count;
     image.lazy = summary.is_lazy;
+    image.state = state_name(summary.state);
+    image.quarantine = summary.quarantine;
     return image;
 }
 
@@ -252,9 +270,17 @@ struct Handlers::Endpoint {
         }
         pull.access = access_of(request.access);
         pull.progress = progress_to(call.out);
+        pull.note = [](const std::string& line) { log::warning(line); };
         const store::ImageSummary image = call.self.store_.pull(pull, call.stop);
         call.keep_size({image});
         call.result(image_of(image));
+    }
+
+    static void complete(const Call& call) {
+        const auto request = api::parse_request<api::CompleteRequest>(call.request.body);
+        const store::Completion completion{
+            .is_background = true, .bytes_per_second = request.bytes_per_second, .progress = progress_to(call.out)};
+        call.result(image_of(call.self.store_.complete({request.image, completion}, call.stop)));
     }
 
     static void push(const Call& call) {
@@ -277,6 +303,7 @@ struct Handlers::Endpoint {
 
     static void fetch(const Call& call) {
         const auto request = api::parse_request<api::FetchRequest>(call.request.body);
+        const BackgroundCompletion::Reading reading(*call.self.daemon_.completion);
         call.self.store_.fetch_chunk(request.mount, {store::Digest::parse(request.chunk)}, call.stop);
         call.out.push("{}\n");
     }
@@ -361,6 +388,7 @@ struct Handlers::Endpoint {
 
     static void mount(const Call& call) {
         call.reply(call.self.mounts_.create(api::parse_request<api::MountRequest>(call.request.body)));
+        call.self.daemon_.completion->look();
     }
 
     static void unmount(const Call& call) {
@@ -402,6 +430,7 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"POST", api::path::kSave, kLines, Endpoint::save},
         Endpoint{"POST", api::path::kPull, kLines, Endpoint::pull},
         Endpoint{"POST", api::path::kPush, kLines, Endpoint::push},
+        Endpoint{"POST", api::path::kComplete, kLines, Endpoint::complete},
         Endpoint{"POST", api::path::kFetch, kJson, Endpoint::fetch},
         Endpoint{"POST", api::path::kCommit, kLines, Endpoint::commit},
         Endpoint{"GET", api::path::kUsage, kJson, Endpoint::usage},

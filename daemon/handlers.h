@@ -1,6 +1,7 @@
 #pragma once
 
 #include "client/api.h"
+#include "daemon/background_completion.h"
 #include "daemon/idle_upkeep.h"
 #include "daemon/mounts.h"
 #include "daemon/reply_channel.h"
@@ -33,6 +34,7 @@ public:
         std::function<void()> stop;  ///< Asks the daemon to end; returns at once.
         IdleUpkeep* upkeep;          ///< Stands back for every request that changes something or reads much.
         const SizeLimit* size_limit;
+        BackgroundCompletion* completion;
     };
     Handlers(store::Store& store, Mounts& mounts, Daemon daemon);
 

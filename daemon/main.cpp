@@ -1,6 +1,7 @@
 // Options, then (with --detach) the fork while there is still one thread, then the store, then the socket. The parent
 // of a detached daemon waits for one line on a pipe: empty when the socket serves, else why not.
 
+#include "daemon/background_completion.h"
 #include "daemon/config.h"
 #include "daemon/handlers.h"
 #include "daemon/idle_upkeep.h"
@@ -77,7 +78,7 @@ std::string own_mount_namespace() {
 void run(const daemon::Config& config, ReadyPipe& ready) {
     const auto store = store::Store::open(config.places.store);
     boost::asio::io_context context(1);
-    daemon::Mounts mounts(*store, config.mount_program);
+    daemon::Mounts mounts(*store, config.mount_program, config.requires_verified);
     mounts.prune();
     std::function<void()> stop;
     const api::Ping ping{.version = std::string(api::kVersion),
@@ -98,8 +99,21 @@ void run(const daemon::Config& config, ReadyPipe& ready) {
             return report;
         },
         config.upkeep_after);
-    const daemon::Handlers handlers(
-        *store, mounts, {.ping = ping, .stop = [&stop] { stop(); }, .upkeep = &upkeep, .size_limit = &size_limit});
+    daemon::BackgroundCompletion completion({.images = [&] { return mounts.running_images(); },
+                                             .complete =
+                                                 [&](const std::string& image, const std::stop_token& end) {
+                                                     const store::Completion how{
+                                                         .is_background = true,
+                                                         .bytes_per_second = config.complete_bytes_per_second};
+                                                     store->complete({image, how}, end);
+                                                 }},
+                                            config.complete_after);
+    const daemon::Handlers handlers(*store, mounts,
+                                    {.ping = ping,
+                                     .stop = [&stop] { stop(); },
+                                     .upkeep = &upkeep,
+                                     .size_limit = &size_limit,
+                                     .completion = &completion});
     daemon::Server server(context, config.places.socket, handlers);
     stop = [&server] { server.stop(); };
     server.start();

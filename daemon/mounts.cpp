@@ -137,8 +137,8 @@ void wait_for_end(api::Mount& mount) {
 
 }  // namespace
 
-Mounts::Mounts(store::Store& store, std::string mount_program)
-    : store_(store), mount_program_(std::move(mount_program)) {}
+Mounts::Mounts(store::Store& store, std::string mount_program, bool requires_verified)
+    : store_(store), mount_program_(std::move(mount_program)), requires_verified_(requires_verified) {}
 
 std::string Mounts::folder(const std::string& id) const {
     return store_.root() + "/mounts/" + id;
@@ -227,6 +227,7 @@ api::Mount Mounts::create(const api::MountRequest& request) {
     if (!existing) {
         const api::Mount mount = describe(take_new(request));
         try {
+            store_.begin_mount(mount.id, requires_verified_);
             if (request.start) start(mount, request.options);
         } catch (...) {  // Whatever it was: nothing was changed in it, so that nothing is lost.
             store_.discard_mount(mount.id);
@@ -239,6 +240,7 @@ api::Mount Mounts::create(const api::MountRequest& request) {
 
 api::Mount Mounts::mount_again(const api::Mount& existing, const api::MountRequest& request) {
     if (existing.running) throw Error(Errc::busy, "mount " + existing.name + " is mounted at " + existing.mountpoint);
+    store_.begin_mount(existing.id, requires_verified_);
     store::MountBase base = store::read_mount_base(existing.folder);
     if (!request.image.empty() && base.image != request.image &&
         store_.inspect(request.image).summary.tree != base.tree) {
@@ -346,6 +348,14 @@ std::vector<std::string> Mounts::idle() const {
         ids.push_back(mount.id);
     }
     return ids;
+}
+
+std::vector<std::string> Mounts::running_images() const {
+    std::set<std::string> images;
+    for (const api::Mount& mount : described()) {
+        if (mount.running) images.insert(store::read_mount_base(mount.folder).config_digest);
+    }
+    return {images.begin(), images.end()};
 }
 
 void Mounts::prune() {

@@ -17,7 +17,7 @@ namespace lamina::daemon {
 /// server wrote. There is no other list, so that a daemon that starts anew finds them all. Thread-safe.
 class Mounts {
 public:
-    Mounts(store::Store& store, std::string mount_program);
+    Mounts(store::Store& store, std::string mount_program, bool requires_verified);
 
     api::Mount create(const api::MountRequest& request);
     std::vector<api::Mount> list() const;  ///< With what the running servers say of themselves.
@@ -37,7 +37,8 @@ public:
     api::Quota quota(const std::string& reference, const std::optional<api::QuotaRequest>& set) const;
     /// Ids of read-only mounts that no longer run: they keep nothing, so their folders may go, at start and with gc.
     std::vector<std::string> idle() const;
-    void prune();  ///< Discards these.
+    std::vector<std::string> running_images() const;  ///< IDs, each once.
+    void prune();                                     ///< Discards these.
 
 private:
     std::string folder(const std::string& id) const;
@@ -50,6 +51,7 @@ private:
 
     store::Store& store_;
     std::string mount_program_;
+    const bool requires_verified_;
     store::Guarded<std::set<std::string>> starting_;  ///< Names and mount points that a create() works on.
 };
 

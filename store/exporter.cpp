@@ -11,7 +11,7 @@ namespace lamina::store {
 void save_image(StoreCore& core, const SaveRequest& request, const std::stop_token& stop) {
     Leases::Lease lease = core.leases.take();
     const FoundImage found = keep_image(core, lease, request.image);
-    for (const DiffId& layer : found.row.layers) core.lazy.complete(layer, request.progress, stop);
+    for (const DiffId& layer : found.row.layers) core.lazy.complete(layer, {.progress = request.progress}, stop);
     ImageDocuments documents = core.index->documents(found.row.id);
     ImageToWrite image{.name = found.by_name             ? found.by_name->text()
                                : found.row.names.empty() ? std::string()

@@ -40,21 +40,27 @@ void FetchQueue::take_back(const DiffId& layer) {
     }
 }
 
-std::pair<std::size_t, std::size_t> FetchQueue::follow(const DiffId& layer, std::size_t part,
-                                                       std::uint64_t limit_bytes) {
+bool FetchQueue::is_idle(const DiffId& layer, std::size_t part) const {
+    return !knows(layer, part) || layers_.at(layer).states[part] == State::idle;
+}
+
+FetchQueue::Followed FetchQueue::follow(const DiffId& layer, std::size_t part, std::uint64_t limit_bytes) {
     Layer& of = layers_.at(layer);
     const auto found = std::ranges::find_if(of.readers, [&](const Reader& reader) { return reader.next == part; });
-    Reader reader{.next = part + 1, .window_bytes = 0};
+    Reader reader{.first = part + 1, .next = part + 1, .window_bytes = 0};
+    Followed followed{.passed_first = part, .ahead_end = part + 1};
     if (found != of.readers.end()) {
         reader.window_bytes = std::max(kFirstWindowBytes, std::min(found->window_bytes * 2, limit_bytes));
         std::uint64_t bytes = 0;
         const auto fits = [&] { return bytes == 0 || bytes + of.part_bytes[reader.next] <= reader.window_bytes; };
         while (reader.next < of.states.size() && fits()) bytes += of.part_bytes[reader.next++];
+        followed.passed_first = found->first;
         of.readers.erase(found);
     }
     of.readers.push_back(reader);
     if (of.readers.size() > kReadersOfLayer) of.readers.pop_front();
-    return {part + 1, reader.next};
+    followed.ahead_end = reader.next;
+    return followed;
 }
 
 bool FetchQueue::has(Kind kind) {

@@ -24,7 +24,7 @@ public:
     enum class Kind : std::uint8_t { wanted, ahead, rest };
     static constexpr std::size_t kRunsAtOnce = 4;
     static constexpr std::size_t kAheadAtOnce = 2;  ///< So that a reader finds a connection free.
-    static constexpr std::uint64_t kMaxRunBytes = 8 << 20;
+    static constexpr std::uint64_t kMaxRunBytes = 16 << 20;  ///< Three parts that do not compress.
 
     struct Run {
         DiffId layer;
@@ -43,11 +43,17 @@ public:
 
     /// Asks for a part. False: it has come already, and unless `again` is not asked for.
     bool ask(const DiffId& layer, std::size_t part, Kind kind, bool again = false);
+    /// Nobody asks for it, and it is not on its way.
+    bool is_idle(const DiffId& layer, std::size_t part) const;
     /// Takes back what was asked for and is not on its way, but for what readers wait for.
     void take_back(const DiffId& layer);
     /// A reader waits for the part and has read on from where another ended: how many bytes behind it should come too,
-    /// from `limit_bytes`; grows as he reads on. Returns the parts to be read ahead, none for one who jumps.
-    std::pair<std::size_t, std::size_t> follow(const DiffId& layer, std::size_t part, std::uint64_t limit_bytes);
+    /// up to `limit_bytes`, more and more as he reads on; none for one who jumps.
+    struct Followed {
+        std::size_t passed_first = 0;  ///< From here to the part: what was read ahead for him, and he has passed.
+        std::size_t ahead_end = 0;     ///< From behind the part to here: what is to be read ahead now.
+    };
+    Followed follow(const DiffId& layer, std::size_t part, std::uint64_t limit_bytes);
 
     /// What to fetch now; on its way until done() has been called for each of its parts. nullopt: nothing, for now.
     std::optional<Run> next();
@@ -57,7 +63,8 @@ public:
 private:
     enum class State : std::uint8_t { idle, wanted, ahead, rest, flying, here };
     struct Reader {
-        std::size_t next = 0;  ///< The part that he wants when he reads on.
+        std::size_t first = 0;  ///< What was read ahead for him begins here.
+        std::size_t next = 0;   ///< The part that he wants when he reads on.
         std::uint64_t window_bytes = 0;
     };
     struct Layer {

@@ -197,7 +197,12 @@ Decision Collector::victims(const Roots& now, const Leases::Held& held, const st
 
 std::uint64_t Collector::victim_bytes(const Index::Victims& victims) const {
     std::uint64_t bytes = 0;
-    for (const DiffId& layer : victims.layers) bytes += bytes_below(core_.paths.recipe(layer));
+    for (const DiffId& layer : victims.layers) {
+        const StorePaths& paths = core_.paths;
+        for (const auto& path : {paths.recipe(layer), paths.lazy(layer), paths.blob(layer), paths.quarantined(layer)}) {
+            bytes += bytes_below(path);
+        }
+    }
     for (const TreeDigest& tree : victims.trees) bytes += bytes_below(core_.paths.tree(tree));
     for (const std::uint32_t pack : victims.packs) bytes += bytes_below(pack_path(core_.paths.packs(), pack));
     return bytes;

@@ -178,7 +178,7 @@ std::vector<std::optional<ImageName>> Import::names() const {
 void complete_images(StoreCore& core, const std::vector<ImageRow>& images, const ProgressFunction& progress,
                      const std::stop_token& stop) {
     for (const ImageRow& image : images) {
-        for (const DiffId& layer : image.layers) core.lazy.complete(layer, progress, stop);
+        for (const DiffId& layer : image.layers) core.lazy.complete(layer, {.progress = progress}, stop);
     }
 }
 
@@ -214,7 +214,7 @@ ImageRow commit_image(StoreCore& core, const CommitRequest& request, ByteSource&
     for (const DiffId& base_layer : request.base_layers) {
         const auto row = job.known_layer(base_layer);
         if (!row) throw Error(Errc::not_found, "layer " + base_layer.digest.text() + " of the base: not in the store");
-        core.lazy.complete(base_layer, request.progress, stop);
+        core.lazy.complete(base_layer, {.progress = request.progress}, stop);
         layers.push_back({row->diff_id, row->tar_bytes});
     }
     const auto base = core.index->find_by_config({Digest::parse(request.base_config_digest)});

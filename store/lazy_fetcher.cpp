@@ -3,24 +3,27 @@
 // waits for what follows; a part that is wrong is asked of the next place, alone, and fails only those who wait for it.
 #include "store/lazy_fetcher.h"
 
+#include "store/blob_spool.h"
 #include "store/error.h"
 #include "store/fetch_queue.h"
 #include "store/job_packs.h"
+#include "store/lazy_check.h"
 #include "store/lazy_layer.h"
 #include "store/lazy_parts.h"
 #include "store/link_meter.h"
-#include "store/outgoing_image.h"
-#include "store/recipe.h"
+#include "store/rate_limit.h"
 #include "store/registries_conf.h"
 #include "store/registry_blob.h"
 #include "store/store_core.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -31,11 +34,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Kind = FetchQueue::Kind;
 constexpr std::uint64_t kMaxLazyFileBytes = 1ull << 30;
-
-class NoSink : public ByteSink {
-public:
-    void write(std::span<const std::byte>) override {}
-};
+constexpr std::uint64_t kMaxQuarantineBytes = 64 << 10;
+constexpr std::uint64_t kLeastRestBytes = 2 << 20;  ///< Of one request for a layer's rest.
 
 double seconds_between(Clock::time_point begin, Clock::time_point end) {
     return std::chrono::duration<double>(end - begin).count();
@@ -53,16 +53,25 @@ public:
     ~Impl();
     bool is_lazy(const DiffId& layer) const { return exists(core_.paths.lazy(layer)); }
     void forget(const DiffId& layer);
-    void fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop);
-    void complete(const DiffId& layer, const ProgressFunction& progress, const std::stop_token& stop);
+    bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
+    std::vector<ChunkId> fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop);
+    LayerState state(const DiffId& layer);
+    void check_not_quarantined(const DiffId& layer) const;
+    void prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers);
+    void complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop);
 
 private:
     struct Open {
         LazyLayer layer;
         ChunkMap chunks;
         LazyParts parts;
-        Open(LazyLayer lazy, const std::string& recipe_path)
-            : layer(std::move(lazy)), chunks(recipe_path), parts(layer.points, chunks) {}
+        BlobSpool spool;
+        mutable std::atomic<std::size_t> parts_seen = 0;  ///< Have been seen here, from the first one on.
+        Open(LazyLayer lazy, const StorePaths& paths, const DiffId& diff_id)
+            : layer(std::move(lazy)),
+              chunks(paths.recipe(diff_id)),
+              parts(layer.points, chunks),
+              spool(paths.blob(diff_id)) {}
         Open(const Open&) = delete;  // The parts point into it.
         Open& operator=(const Open&) = delete;
     };
@@ -84,12 +93,23 @@ private:
     };
 
     OpenLayer open(const DiffId& layer);
+    bool is_whole(const Open& open) const;
+    /// Its chunks are here, and its blob bytes.
+    bool has_come(const Open& open, std::size_t part) const;
+    void fetch_rest(const DiffId& layer, const Open& open, const Completion& completion, const std::stop_token& stop);
+    void fetch_in_background(const DiffId& layer, const Open& open, const Completion& completion,
+                             const std::stop_token& stop);
+    void ask_for_rest(const DiffId& layer, const Open& open, std::pair<std::size_t, std::size_t> parts);
+    void stop_rest(const DiffId& layer);
+    void conclude(const DiffId& layer, const Open& open, const std::stop_token& stop);
+    [[noreturn]] void put_aside(const DiffId& layer, const std::string& why);
     bool has_all(const LazyParts::Part& part) const;
     /// Returns when the part has come. `has_it` is asked first, and again.
     template <class HasIt>
     void wait_for(const Place& place, Kind kind, const HasIt& has_it, const std::stop_token& stop);
     std::shared_ptr<Outcome> ask(const Place& place, Kind kind, bool again);
-    void read_ahead(const Open& open, const Place& place);
+    /// Returns the parts that the reader has passed since he waited for one.
+    std::pair<std::size_t, std::size_t> read_ahead(const Open& open, const Place& place);
     void start_workers();
 
     void work(const std::stop_token& stop);
@@ -109,6 +129,8 @@ private:
     FetchQueue queue_;
     LinkMeter link_;
     std::stop_source ending_;
+    std::set<DiffId> concluding_;                              ///< Somebody compares them with their digests.
+    std::optional<std::pair<DiffId, std::stop_source>> rest_;  ///< The run of a layer's rest that is on its way.
     std::vector<std::jthread> workers_;
 };
 
@@ -125,15 +147,15 @@ void LazyFetcher::Impl::forget(const DiffId& layer) {
 }
 
 LazyFetcher::Impl::OpenLayer LazyFetcher::Impl::open(const DiffId& layer) {
+    if (!is_lazy(layer)) return nullptr;  // Also when it was, and was removed since.
     {
         const std::lock_guard lock(mutex_);
         if (const auto found = open_.find(layer); found != open_.end()) return found->second;
     }
-    if (!is_lazy(layer)) return nullptr;
     const std::string path = core_.paths.lazy(layer);
     try {
-        auto opened = std::make_shared<const Open>(LazyLayer::parse(read_file(path, kMaxLazyFileBytes)),
-                                                   core_.paths.recipe(layer));
+        auto opened =
+            std::make_shared<const Open>(LazyLayer::parse(read_file(path, kMaxLazyFileBytes)), core_.paths, layer);
         const std::lock_guard lock(mutex_);
         const auto [entry, is_new] = open_.emplace(layer, std::move(opened));
         if (is_new) queue_.add_layer(layer, entry->second->parts.sizes());
@@ -149,31 +171,47 @@ bool LazyFetcher::Impl::has_all(const LazyParts::Part& part) const {
                                [&](const auto& chunk) { return core_.chunks->find(chunk.chunk).has_value(); });
 }
 
-void LazyFetcher::Impl::fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop) {
+bool LazyFetcher::Impl::knows(const ChunkId& chunk, const std::vector<DiffId>& layers) {
+    return std::ranges::any_of(layers, [&](const DiffId& layer) {
+        const auto opened = open(layer);
+        return opened && opened->chunks.find(chunk);
+    });
+}
+
+std::vector<ChunkId> LazyFetcher::Impl::fetch(const ChunkId& chunk, const std::vector<DiffId>& layers,
+                                              const std::stop_token& stop) {
     for (const DiffId& layer : layers) {
         const auto opened = open(layer);
         const ChunkMap::Part* const part = opened ? opened->chunks.find(chunk) : nullptr;
         if (!part) continue;
         const Place place(layer, opened->parts.number_of(*part));
-        read_ahead(*opened, place);
-        return wait_for(
+        const auto passed = read_ahead(*opened, place);
+        wait_for(
             place, Kind::wanted, [&] { return core_.chunks->find(chunk).has_value(); }, stop);
+        std::vector<ChunkId> wanted;
+        for (std::size_t number = passed.first; number < passed.second; ++number) {
+            const auto chunks = opened->parts[number].chunks;
+            if (!chunks.empty()) wanted.push_back(chunks.front().chunk);
+        }
+        wanted.push_back(chunk);
+        return wanted;
     }
     throw Error(Errc::not_found, "chunk " + chunk.digest.hex() + ": of no layer that can be fetched");
 }
 
-void LazyFetcher::Impl::read_ahead(const Open& open, const Place& place) {
-    std::pair<std::size_t, std::size_t> ahead;
+std::pair<std::size_t, std::size_t> LazyFetcher::Impl::read_ahead(const Open& open, const Place& place) {
+    FetchQueue::Followed followed;
     {
         const std::lock_guard lock(mutex_);
-        if (!queue_.knows(place.first, place.second)) return;
-        ahead = queue_.follow(place.first, place.second, link_.request_bytes());
+        if (!queue_.knows(place.first, place.second)) return {};
+        followed = queue_.follow(place.first, place.second, link_.request_bytes());
     }
-    for (std::size_t part = ahead.first; part < ahead.second; ++part) {
+    for (std::size_t part = place.second + 1; part < followed.ahead_end; ++part) {
         if (has_all(open.parts[part])) continue;
         const std::lock_guard lock(mutex_);
         if (queue_.knows(place.first, part)) queue_.ask(place.first, part, Kind::ahead);
     }
+    return {followed.passed_first, place.second};
 }
 
 template <class HasIt>
@@ -214,12 +252,18 @@ void LazyFetcher::Impl::start_workers() {
 void LazyFetcher::Impl::work(const std::stop_token& stop) {
     while (true) {
         std::optional<FetchQueue::Run> run;
+        std::stop_source of_run;
         {
             std::unique_lock lock(mutex_);
             if (!changed_.wait(lock, stop, [&] { return (run = queue_.next()).has_value(); })) return;
+            if (run->kind == Kind::rest) rest_.emplace(run->layer, of_run);
         }
-        fly(*run, stop);
+        {
+            const std::stop_callback pass_on(stop, [&] { of_run.request_stop(); });
+            fly(*run, of_run.get_token());
+        }
         const std::lock_guard lock(mutex_);
+        if (run->kind == Kind::rest) rest_.reset();
         queue_.run_done(*run);
         changed_.notify_all();
     }
@@ -249,7 +293,7 @@ void LazyFetcher::Impl::fly(const FetchQueue::Run& run, const std::stop_token& s
 
 void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
     const LazyParts& parts = flight.open->parts;
-    flight.first = parts[flight.run.first].span.blob_first;
+    flight.first = flight.run.first == 0 ? 0 : parts[flight.run.first].span.blob_first;  // A header is before it.
     std::uint64_t end = 0;
     for (std::size_t part = flight.run.first; part < flight.run.end; ++part) {
         end = std::max(end, parts[part].span.blob_end);
@@ -271,7 +315,9 @@ void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
             link_.note(seconds_between(sent_at, begun_at), seconds_between(begun_at, Clock::now()), received);
         }
         const std::size_t at = span.blob_first - flight.first;
-        take_part(flight, std::span(flight.bytes).subspan(at, span.blob_end - span.blob_first), stop);
+        const std::size_t size = span.blob_end - span.blob_first;
+        if (flight.part == 0) flight.open->spool.put(0, std::span(flight.bytes).first(at));
+        take_part(flight, std::span(flight.bytes).subspan(at, size), stop);
     }
 }
 
@@ -285,6 +331,7 @@ void LazyFetcher::Impl::take_part(Flight& flight, std::span<const std::byte> blo
     while (true) {
         try {
             store_chunks(open, part, open.layer.points.decode(part.span, blob_part));
+            open.spool.put(part.span.blob_first, blob_part);
             return part_done(flight.run, flight.part, std::nullopt);
         } catch (const Error& error) {
             if (!is_wrong(error)) throw;
@@ -345,27 +392,179 @@ void LazyFetcher::Impl::store_chunks(const Open& open, const LazyParts::Part& pa
     packs.commit_chunks();
 }
 
-void LazyFetcher::Impl::complete(const DiffId& layer, const ProgressFunction& progress, const std::stop_token& stop) {
-    const auto opened = open(layer);
-    if (!opened) return;
-    const std::uint64_t total_bytes = opened->layer.points.tar_bytes;
-    for (std::size_t number = 0; number < opened->parts.size(); ++number) {
-        const LazyParts::Part& part = opened->parts[number];
-        const auto has_it = [&] { return has_all(part); };
-        if (!has_it()) read_ahead(*opened, {layer, number});
-        wait_for({layer, number}, Kind::wanted, has_it, stop);
-        if (progress) progress({"completing", layer.digest.text(), part.span.tar_first, total_bytes, 0, 0});
+bool LazyFetcher::Impl::has_come(const Open& open, std::size_t part) const {
+    const AccessPoints::Span& span = open.parts[part].span;
+    return open.spool.has(part == 0 ? 0 : span.blob_first, span.blob_end) && has_all(open.parts[part]);
+}
+
+bool LazyFetcher::Impl::is_whole(const Open& open) const {
+    std::size_t seen = open.parts_seen;
+    while (seen < open.parts.size() && has_all(open.parts[seen])) ++seen;
+    open.parts_seen = seen;
+    return seen == open.parts.size();
+}
+
+LayerState LazyFetcher::Impl::state(const DiffId& layer) {
+    if (exists(core_.paths.quarantined(layer))) return LayerState::quarantined;
+    try {
+        const auto opened = open(layer);
+        if (!opened) return LayerState::verified;
+        return is_whole(*opened) ? LayerState::complete : LayerState::lazy;
+    } catch (const Error&) {  // What is wrong with its file is told to whoever needs it.
+        return LayerState::lazy;
     }
-    const LayerToWrite whole{.diff_id = layer, .tar_bytes = total_bytes, .write_tar = [&](ByteSink& out) {
-                                 Recipe::open(core_.paths.recipe(layer))->write_tar(*core_.chunks, out);
-                             }};
-    NoSink nowhere;
-    write_checked_tar(whole, nowhere, [&](std::size_t) {
-        if (stop.stop_requested()) throw Error(Errc::cancelled, "complete: cancelled");
-    });
+}
+
+void LazyFetcher::Impl::check_not_quarantined(const DiffId& layer) const {
+    const std::string path = core_.paths.quarantined(layer);
+    if (!exists(path)) return;
+    const auto why = read_file(path, kMaxQuarantineBytes);
+    throw Error(Errc::corrupt, "layer " + layer.digest.text() + " is quarantined: " +
+                                   std::string(reinterpret_cast<const char*>(why.data()), why.size()));
+}
+
+void LazyFetcher::Impl::prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers) {
+    std::vector<std::pair<DiffId, OpenLayer>> opened;
+    for (const DiffId& layer : layers) {
+        if (auto one = open(layer)) opened.emplace_back(layer, std::move(one));
+    }
+    std::vector<Place> places;
+    for (const ChunkId& chunk : chunks) {
+        if (core_.chunks->find(chunk)) continue;
+        for (const auto& [layer, one] : opened) {
+            const ChunkMap::Part* const part = one->chunks.find(chunk);
+            if (!part) continue;
+            places.emplace_back(layer, one->parts.number_of(*part));
+            break;
+        }
+    }
+    if (places.empty()) return;
+    const std::lock_guard lock(mutex_);  // All of them before any is taken, so that neighbours share a request.
+    for (const auto& [layer, part] : places) {
+        if (queue_.knows(layer, part)) queue_.ask(layer, part, Kind::ahead);
+    }
+    start_workers();
+    changed_.notify_all();
+}
+
+void LazyFetcher::Impl::complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop) {
+    check_not_quarantined(layer);
+    try {
+        const auto opened = open(layer);
+        if (!opened) return;
+        fetch_rest(layer, *opened, completion, stop);
+        conclude(layer, *opened, stop);
+    } catch (const Error& error) {
+        const bool is_done_by_another = error.code() == Errc::cancelled && !stop.stop_requested() && !is_lazy(layer);
+        if (!is_done_by_another) throw;
+    }
+}
+
+void LazyFetcher::Impl::fetch_rest(const DiffId& layer, const Open& open, const Completion& completion,
+                                   const std::stop_token& stop) {
+    try {
+        if (completion.is_background) return fetch_in_background(layer, open, completion, stop);
+        for (std::size_t part = 0; part < open.parts.size(); ++part) {
+            const auto has_it = [&] { return has_come(open, part); };
+            if (!has_it()) read_ahead(open, {layer, part});
+            wait_for({layer, part}, Kind::wanted, has_it, stop);
+            if (!completion.progress) continue;
+            const AccessPoints::Span& span = open.parts[part].span;
+            completion.progress({"completing", layer.digest.text(), span.blob_end, open.layer.blob.size_bytes, 0, 0});
+        }
+    } catch (const Error& error) {
+        if (!is_wrong(error)) throw;
+        if (const auto lie = find_lie(core_, {layer, open.layer, places_of(layer, open.layer)}, stop))
+            put_aside(layer, *lie);
+        throw;
+    }
+}
+
+void LazyFetcher::Impl::fetch_in_background(const DiffId& layer, const Open& open, const Completion& completion,
+                                            const std::stop_token& stop) {
+    RateLimit rate(completion.bytes_per_second);
+    for (std::size_t first = 0; first < open.parts.size();) {
+        std::uint64_t limit_bytes = 0;
+        {
+            const std::lock_guard lock(mutex_);
+            limit_bytes = std::max(kLeastRestBytes, link_.request_bytes());
+        }
+        if (completion.bytes_per_second > 0) limit_bytes = std::min(limit_bytes, completion.bytes_per_second);
+        std::uint64_t bytes = 0;
+        std::size_t end = first;
+        for (; end < open.parts.size(); ++end) {
+            const std::uint64_t more_bytes = has_come(open, end) ? 0 : open.parts[end].blob_bytes;
+            if (bytes > 0 && bytes + more_bytes > limit_bytes) break;
+            bytes += more_bytes;
+        }
+        ask_for_rest(layer, open, {first, end});
+        try {
+            for (; first < end; ++first) {
+                wait_for(
+                    {layer, first}, Kind::rest, [&] { return has_come(open, first); }, stop);
+            }
+        } catch (...) {  // Whatever it was: what was asked for is not wanted any more.
+            stop_rest(layer);
+            throw;
+        }
+        rate.take(bytes, stop);  // Paid afterwards: so a part that is larger than a second's worth comes at once.
+        const std::uint64_t done_bytes = open.parts[end - 1].span.blob_end;
+        if (completion.progress)
+            completion.progress({"completing", layer.digest.text(), done_bytes, open.layer.blob.size_bytes, 0, 0});
+    }
+}
+
+void LazyFetcher::Impl::ask_for_rest(const DiffId& layer, const Open& open, std::pair<std::size_t, std::size_t> parts) {
+    std::vector<std::size_t> missing;
+    for (std::size_t part = parts.first; part < parts.second; ++part) {
+        if (!has_come(open, part)) missing.push_back(part);
+    }
+    const std::lock_guard lock(mutex_);
+    for (const std::size_t part : missing) {
+        if (queue_.knows(layer, part)) queue_.ask(layer, part, Kind::rest, true);
+    }
+}
+
+void LazyFetcher::Impl::stop_rest(const DiffId& layer) {
+    const std::lock_guard lock(mutex_);
+    if (queue_.knows(layer, 0)) queue_.take_back(layer);
+    if (rest_ && rest_->first == layer) rest_->second.request_stop();
+    for (auto& [place, outcome] : awaited_) {  // Of what is not on its way nobody would tell.
+        if (place.first != layer || !queue_.is_idle(place.first, place.second)) continue;
+        outcome->is_known = true;
+        outcome->error = Error(Errc::cancelled, "fetch: taken back");
+    }
+    std::erase_if(awaited_, [](const auto& entry) { return entry.second->is_known; });
+    changed_.notify_all();
+}
+
+void LazyFetcher::Impl::conclude(const DiffId& layer, const Open& open, const std::stop_token& stop) {
+    {
+        std::unique_lock lock(mutex_);
+        if (!changed_.wait(lock, stop, [&] { return !concluding_.contains(layer); }))
+            throw Error(Errc::cancelled, "complete: cancelled");
+        concluding_.insert(layer);
+    }
+    const auto give_back = [&](const void*) {
+        const std::lock_guard lock(mutex_);
+        concluding_.erase(layer);
+        changed_.notify_all();
+    };
+    const std::unique_ptr<const void, decltype(give_back)> claim(&layer, give_back);
+    check_not_quarantined(layer);
+    if (!is_lazy(layer)) return;  // Another one has done it.
+    const LayerToCheck check{layer, open.layer, places_of(layer, open.layer)};
+    if (const auto wrong = check_lazy_layer(core_, check, stop)) put_aside(layer, *wrong);
     remove_file(core_.paths.lazy(layer));
+    remove_file(core_.paths.blob(layer));
     sync_folder(core_.paths.layers());
     forget(layer);
+}
+
+void LazyFetcher::Impl::put_aside(const DiffId& layer, const std::string& why) {
+    quarantine(core_, layer, why);
+    check_not_quarantined(layer);
+    throw Error(Errc::internal, "quarantine: did not last");
 }
 
 LazyFetcher::LazyFetcher(StoreCore& core) : impl_(std::make_unique<Impl>(core)) {}
@@ -377,11 +576,24 @@ bool LazyFetcher::is_lazy(const DiffId& layer) const {
 void LazyFetcher::forget(const DiffId& layer) {
     impl_->forget(layer);
 }
-void LazyFetcher::fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop) {
-    impl_->fetch(chunk, layers, stop);
+bool LazyFetcher::knows(const ChunkId& chunk, const std::vector<DiffId>& layers) {
+    return impl_->knows(chunk, layers);
 }
-void LazyFetcher::complete(const DiffId& layer, const ProgressFunction& progress, const std::stop_token& stop) {
-    impl_->complete(layer, progress, stop);
+std::vector<ChunkId> LazyFetcher::fetch(const ChunkId& chunk, const std::vector<DiffId>& layers,
+                                        const std::stop_token& stop) {
+    return impl_->fetch(chunk, layers, stop);
+}
+LayerState LazyFetcher::state(const DiffId& layer) {
+    return impl_->state(layer);
+}
+void LazyFetcher::check_not_quarantined(const DiffId& layer) const {
+    impl_->check_not_quarantined(layer);
+}
+void LazyFetcher::prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers) {
+    impl_->prefetch(chunks, layers);
+}
+void LazyFetcher::complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop) {
+    impl_->complete(layer, completion, stop);
 }
 
 }  // namespace lamina::store

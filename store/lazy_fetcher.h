@@ -3,6 +3,7 @@
 #include "store/digest.h"
 #include "store/progress.h"
 
+#include <cstdint>
 #include <memory>
 #include <stop_token>
 #include <vector>
@@ -10,6 +11,16 @@
 namespace lamina::store {
 
 struct StoreCore;
+
+/// How far a layer, or an image, has come: lazy, bytes are missing; complete, all are there, and not compared with the
+/// layer's digests yet; verified; quarantined, what was published of it is not true.
+enum class LayerState : std::uint8_t { verified, complete, lazy, quarantined };
+
+struct Completion {
+    bool is_background = false;          ///< Readers, and what is read ahead for them, go first.
+    std::uint64_t bytes_per_second = 0;  ///< Of the blob; 0: no limit.
+    ProgressFunction progress = {};
+};
 
 /// Gets the chunks of lazy layers from registries, in parts (lazy_parts.h) and in the order that fetch_queue.h says. A
 /// chunk is stored only when its digest is right; of many who want the same part at once all wait for one request.
@@ -22,13 +33,23 @@ public:
     LazyFetcher& operator=(const LazyFetcher&) = delete;
 
     bool is_lazy(const DiffId& layer) const;
+    LayerState state(const DiffId& layer);
+    /// corrupt, with what is wrong, when the layer is quarantined.
+    void check_not_quarantined(const DiffId& layer) const;
     void forget(const DiffId& layer);  ///< Its file was written or removed.
     /// Makes the chunk be stored, when it is not; it must belong to one of `layers`. not_found: to none of them that is
     /// lazy. Else what registries fail with; corrupt when the bytes that came are not the chunk's.
-    void fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop);
-    /// Fetches all that is missing of a layer, gives back its tar and compares it with the diff ID, which proves the
-    /// recipe too; then the layer is like any other. Nothing happens to one that is not lazy.
-    void complete(const DiffId& layer, const ProgressFunction& progress, const std::stop_token& stop);
+    /// Returns what the reader is known to want by now: the chunk, and of each part that was read ahead for him and
+    /// that he has passed the first one.
+    std::vector<ChunkId> fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop);
+    /// Whether one of these layers that are lazy has the chunk.
+    bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
+    /// Makes these be fetched ahead of whoever reads them, in few requests; returns at once.
+    void prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers);
+    /// Fetches all that is missing of a layer, and compares it with what it should be: its tar with the diff ID, which
+    /// proves the recipe too, and its blob with the blob's digest; then the layer is like any other. Nothing happens to
+    /// one that is not lazy. corrupt: the layer is, or has just been, quarantined, or the registry gives wrong bytes.
+    void complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop);
 
 private:
     class Impl;

@@ -15,6 +15,8 @@ namespace lamina::store {
 namespace {
 
 constexpr const char* kArtifactType = "application/vnd.lamina.index.v1";
+constexpr const char* kTraceType = "application/vnd.lamina.start-trace.v1";
+constexpr std::uint64_t kMaxTraceBytes = 8 << 20;
 constexpr const char* kManifestType = "application/vnd.oci.image.manifest.v1+json";
 constexpr const char* kImageIndexType = "application/vnd.oci.image.index.v1+json";
 constexpr const char* kEmptyType = "application/vnd.oci.empty.v1+json";
@@ -41,22 +43,22 @@ std::string fallback_tag(const BlobDigest& subject) {
     return "sha256-" + subject.digest.hex();
 }
 
-// The descriptors of an image index that are indexes of ours, the last one last.
-std::vector<oci::Descriptor> ours_in(std::span<const std::byte> document) {
+// The descriptors of an image index that are artifacts of this type, the last one last.
+std::vector<oci::Descriptor> ours_in(std::span<const std::byte> document, std::string_view type) {
     const boost::json::value value = json::parse(document, {.document_bytes = oci::kMaxDocumentBytes});
     const json::Field manifests = json::Field(value, "").member("manifests");
     const oci::ImageIndex index = oci::parse_image_index(document);
     std::vector<oci::Descriptor> found;
     for (std::size_t i = 0; i < index.manifests.size(); ++i) {
-        if (manifests.item(i).text_or_empty("artifactType") == kArtifactType) found.push_back(index.manifests[i]);
+        if (manifests.item(i).text_or_empty("artifactType") == type) found.push_back(index.manifests[i]);
     }
     return found;
 }
 
-std::vector<oci::Descriptor> referrers(RegistrySession& session, const BlobDigest& subject) {
-    if (const auto document = session.find_referrers(subject)) return ours_in(*document);
+std::vector<oci::Descriptor> referrers(RegistrySession& session, const BlobDigest& subject, std::string_view type) {
+    if (const auto document = session.find_referrers(subject)) return ours_in(*document, type);
     try {
-        return ours_in(session.manifest(fallback_tag(subject)).bytes);
+        return ours_in(session.manifest(fallback_tag(subject)).bytes, type);
     } catch (const Error& error) {  // No such tag: nobody has published one.
         if (error.code() != Errc::not_found) throw;
         return {};
@@ -84,6 +86,41 @@ void add_to_fallback_tag(RegistrySession& session, const BlobDigest& subject, bo
     session.put_manifest(fallback_tag(subject), kImageIndexType, as_bytes(boost::json::serialize(index)));
 }
 
+std::optional<std::vector<std::byte>> find_artifact(RegistrySession& session, const BlobDigest& subject,
+                                                    std::string_view type) {
+    const std::vector<oci::Descriptor> found = referrers(session, subject, type);
+    if (found.empty()) return std::nullopt;
+    return session.manifest(found.back().digest.digest.text()).bytes;
+}
+
+std::string artifact_text(const char* type, boost::json::array blobs, const oci::Descriptor& subject) {
+    return boost::json::serialize(boost::json::object{{"schemaVersion", 2},
+                                                      {"mediaType", kManifestType},
+                                                      {"artifactType", type},
+                                                      {"config", json_of(empty_config())},
+                                                      {"layers", std::move(blobs)},
+                                                      {"subject", json_of(subject)}});
+}
+
+void send_blob(RegistrySession& session, const oci::Descriptor& blob, std::span<const std::byte> bytes) {
+    if (session.find_blob(blob.digest)) return;
+    session.upload_blob(
+        blob, [&] { return std::make_unique<MemorySource>(std::vector<std::byte>(bytes.begin(), bytes.end())); });
+}
+
+void publish_artifact(RegistrySession& session, const char* type, const std::string& text,
+                      const oci::Descriptor& subject) {
+    send_blob(session, empty_config(), as_bytes(kEmptyConfig));
+    const auto bytes = as_bytes(text);
+    const oci::Descriptor artifact{
+        .media_type = kManifestType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
+    const bool has_referrers = session.put_manifest(artifact.digest.digest.text(), kManifestType, bytes);
+    if (has_referrers) return;
+    boost::json::object entry = json_of(artifact);
+    entry["artifactType"] = type;
+    add_to_fallback_tag(session, subject.digest, std::move(entry));
+}
+
 }  // namespace
 
 std::string LazyIndex::write(const oci::Descriptor& subject) const {
@@ -94,12 +131,7 @@ std::string LazyIndex::write(const oci::Descriptor& subject) const {
             blobs.push_back(json_of(blob));
         }
     }
-    return boost::json::serialize(boost::json::object{{"schemaVersion", 2},
-                                                      {"mediaType", kManifestType},
-                                                      {"artifactType", kArtifactType},
-                                                      {"config", json_of(empty_config())},
-                                                      {"layers", std::move(blobs)},
-                                                      {"subject", json_of(subject)}});
+    return artifact_text(kArtifactType, std::move(blobs), subject);
 }
 
 LazyIndex LazyIndex::parse(std::span<const std::byte> manifest, const BlobDigest& subject) {
@@ -124,28 +156,30 @@ LazyIndex LazyIndex::parse(std::span<const std::byte> manifest, const BlobDigest
 }
 
 std::optional<LazyIndex> find_lazy_index(RegistrySession& session, const BlobDigest& subject) {
-    const std::vector<oci::Descriptor> found = referrers(session, subject);
-    if (found.empty()) return std::nullopt;
-    const auto document = session.manifest(found.back().digest.digest.text());
-    return LazyIndex::parse(document.bytes, subject);
+    const auto document = find_artifact(session, subject, kArtifactType);
+    if (!document) return std::nullopt;
+    return LazyIndex::parse(*document, subject);
 }
 
 void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject) {
-    const oci::Descriptor config = empty_config();
-    if (!session.find_blob(config.digest)) {
-        const auto bytes = as_bytes(kEmptyConfig);
-        session.upload_blob(
-            config, [&] { return std::make_unique<MemorySource>(std::vector<std::byte>(bytes.begin(), bytes.end())); });
-    }
-    const std::string text = index.write(subject);
+    publish_artifact(session, kArtifactType, index.write(subject), subject);
+}
+
+std::optional<StartTrace> find_start_trace(RegistrySession& session, const BlobDigest& subject) {
+    const auto document = find_artifact(session, subject, kTraceType);
+    if (!document) return std::nullopt;
+    const oci::Manifest manifest = oci::parse_manifest(*document, kManifestType);
+    if (manifest.layers.size() != 1 || manifest.layers[0].size_bytes > kMaxTraceBytes)
+        throw Error(Errc::malformed, "start trace: not one blob, or too large");
+    return StartTrace::parse(session.read_blob(manifest.layers[0]));
+}
+
+void publish_start_trace(RegistrySession& session, const StartTrace& trace, const oci::Descriptor& subject) {
+    const std::string text = trace.write();
     const auto bytes = as_bytes(text);
-    const oci::Descriptor artifact{
-        .media_type = kManifestType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
-    const bool has_referrers = session.put_manifest(artifact.digest.digest.text(), kManifestType, bytes);
-    if (has_referrers) return;
-    boost::json::object entry = json_of(artifact);
-    entry["artifactType"] = kArtifactType;
-    add_to_fallback_tag(session, subject.digest, std::move(entry));
+    const oci::Descriptor blob{.media_type = kTraceType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
+    send_blob(session, blob, bytes);
+    publish_artifact(session, kTraceType, artifact_text(kTraceType, {json_of(blob)}, subject), subject);
 }
 
 }  // namespace lamina::store

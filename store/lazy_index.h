@@ -3,6 +3,7 @@
 #include "store/digest.h"
 #include "store/oci.h"
 #include "store/registry_session.h"
+#include "store/start_trace.h"
 
 #include <optional>
 #include <span>
@@ -37,5 +38,9 @@ std::optional<LazyIndex> find_lazy_index(RegistrySession& session, const BlobDig
 
 /// Makes the registry have it. Its blobs must be there.
 void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject);
+
+/// The same for what programs want first when the image is mounted.
+std::optional<StartTrace> find_start_trace(RegistrySession& session, const BlobDigest& subject);
+void publish_start_trace(RegistrySession& session, const StartTrace& trace, const oci::Descriptor& subject);
 
 }  // namespace lamina::store

@@ -7,6 +7,7 @@
 #include "store/recipe.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 // What makes a layer lazy is on the disk before its row is: a crash in between leaves nothing that looks whole.
@@ -52,14 +53,16 @@ public:
             parts.layers.push_back(image_.layers[i].diff_id.value());
             make_layer(*index, i);
         }
-        return job_.image(parts, stop_);
+        ImageRow row = job_.image(parts, stop_);
+        take_trace(row);
+        return row;
     }
 
 private:
     void make_layer(const LazyIndex& index, std::size_t number) {
         const DiffId diff_id = image_.layers[number].diff_id.value();
         const Leases::Claim claim = core_.leases.claim_layer(diff_id, stop_);
-        if (job_.known_layer(diff_id)) return;
+        if (job_.known_layer(diff_id)) return core_.lazy.check_not_quarantined(diff_id);
         const auto entry =
             std::ranges::find_if(index.layers, [&](const auto& other) { return other.diff_id == diff_id; });
         const std::string name = "layer " + std::to_string(number + 1) + " of " + request_.reference;
@@ -95,6 +98,31 @@ private:
         rename_durably(path, core_.paths.recipe(entry.diff_id));
         core_.lazy.forget(entry.diff_id);
         core_.index->add_layer(row, std::nullopt);
+    }
+
+    /// A trace that names what is not in the image is somebody else's, or made up: none of it is believed.
+    void take_trace(const ImageRow& row) {
+        try {
+            const auto trace = find_start_trace(*places_.front(), {Digest::of(image_.manifest)});
+            if (!trace) return;
+            std::unordered_set<ChunkId> known;
+            for (const DiffId& layer : row.layers) {
+                for (const ChunkId& chunk : Recipe::open(core_.paths.recipe(layer))->chunks()) known.insert(chunk);
+            }
+            for (const ChunkId& chunk : trace->chunks) {
+                if (known.contains(chunk)) continue;
+                return note("its start trace names chunk " + chunk.digest.hex() + ", which the image has not");
+            }
+            const std::string name = row.names.empty() ? "" : row.names.front();
+            core_.traces.add({row.config, name.substr(0, name.rfind(':'))}, trace->chunks);
+        } catch (const Error& error) {  // The image is there all the same.
+            if (error.code() == Errc::cancelled) throw;
+            note(error.what());
+        }
+    }
+
+    void note(const std::string& why) const {
+        if (request_.note) request_.note(request_.reference + ": start trace not used: " + why);
     }
 
     std::string named_repository() const {

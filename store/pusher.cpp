@@ -114,7 +114,7 @@ public:
             known_.push_back({documents.manifest, documents.manifest_media_type});
             config_ = documents.config;
         }
-        for (const DiffId& layer : image_.row.layers) core.lazy.complete(layer, request.progress, stop);
+        for (const DiffId& layer : image_.row.layers) core.lazy.complete(layer, {.progress = request.progress}, stop);
         plan_layers();
     }
 
@@ -134,7 +134,10 @@ public:
         const OutgoingManifest manifest = choose_manifest(known_, config_, blobs);
         const RegistryReference& target = session_.place().reference;
         session_.put_manifest(target.tag, manifest.descriptor.media_type, manifest.bytes);
-        if (request_.publishes_index) publish_index(manifest.descriptor);
+        if (request_.publishes_index) {
+            publish_index(manifest.descriptor);
+            publish_trace(manifest.descriptor);
+        }
         if (manifest.is_new) {
             core_.index->add_manifest(image_.row.id, {manifest.bytes, manifest.descriptor.media_type, config_});
         }
@@ -163,6 +166,7 @@ private:
     bool is_mounted(Layer& layer);
     void send_config();
     void publish_index(const oci::Descriptor& manifest);
+    void publish_trace(const oci::Descriptor& manifest);
     LazyIndex::Layer send_index_of(const Layer& layer);
     oci::Descriptor send_bytes(const char* media_type, std::vector<std::byte> bytes);
 
@@ -332,6 +336,22 @@ void Push::publish_index(const oci::Descriptor& manifest) {
     LazyIndex index;
     for (const Layer& layer : layers_) index.layers.push_back(send_index_of(layer));
     publish_lazy_index(session_, index, manifest);
+}
+
+/// With what others have published before, so that their runs are not lost.
+void Push::publish_trace(const oci::Descriptor& manifest) {
+    core_.traces.flush();
+    std::optional<StartTrace> ours = core_.traces.find(image_.row.config);
+    if (!ours) return;
+    StartTrace all;
+    try {
+        all = find_start_trace(session_, manifest.digest).value_or(StartTrace());
+    } catch (const Error& error) {  // One that is none is replaced.
+        if (error.code() != Errc::malformed) throw;
+    }
+    if (!all.merge(ours->chunks)) return;
+    all.repository.clear();  // It is another one there.
+    publish_start_trace(session_, all, manifest);
 }
 
 }  // namespace

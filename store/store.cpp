@@ -7,6 +7,7 @@
 #include "store/importer.h"
 #include "store/printable.h"
 #include "store/pusher.h"
+#include "store/recipe.h"
 #include "store/recompress.h"
 #include "store/repair.h"
 #include "store/reserve.h"
@@ -14,6 +15,7 @@
 #include "store/size_limit.h"
 #include "store/store_core.h"
 #include "store/store_folder.h"
+#include "store/tree_builder.h"
 #include "store/usage.h"
 #include "store/verify.h"
 
@@ -62,6 +64,7 @@ bool is_mount_id(const std::string& id) {
 
 class StoreImpl : public Store {
 public:
+    ~StoreImpl() override { core_.traces.flush(); }
     explicit StoreImpl(const std::string& path) : folder_(StoreFolder::open(path)) {
         core_.paths = folder_.paths();
         core_.index = Index::open(core_.paths.index(), !has_content());
@@ -79,6 +82,7 @@ public:
     ImageSummary pull(const PullRequest& request, std::stop_token stop) override {
         return summarize(pull_image(core_, request, stop));
     }
+    ImageSummary complete(const CompleteRequest& request, std::stop_token stop) override;
     PushReport push(const PushRequest& request, std::stop_token stop) override {
         return push_image(core_, request, stop);
     }
@@ -112,21 +116,36 @@ public:
     UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) override;
 
     std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) override;
+    void begin_mount(const std::string& mount_id, bool must_be_verified) override;
     void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) override;
     void discard_mount(const std::string& id) override;
 
 private:
-    ImageSummary summarize(const ImageRow& row) const {
+    ImageSummary summarize(const ImageRow& row) {
         ImageSummary summary = summary_of(row);
-        summary.is_lazy =
-            std::ranges::any_of(row.layers, [&](const DiffId& layer) { return core_.lazy.is_lazy(layer); });
+        for (const DiffId& layer : row.layers) {
+            const LayerState state = core_.lazy.state(layer);
+            if (state > summary.state) summary.state = state;
+            if (state == LayerState::quarantined && summary.quarantine.empty()) summary.quarantine = why(layer);
+        }
+        summary.is_lazy = summary.state == LayerState::lazy || summary.state == LayerState::complete;
         return summary;
     }
-    std::vector<ImageSummary> summaries(const std::vector<ImageRow>& rows) const {
+    std::vector<ImageSummary> summaries(const std::vector<ImageRow>& rows) {
         std::vector<ImageSummary> all;
         for (const ImageRow& row : rows) all.push_back(summarize(row));
         return all;
     }
+    std::string why(const DiffId& layer) const {
+        try {
+            core_.lazy.check_not_quarantined(layer);
+            return {};
+        } catch (const Error& error) {  // What is said there is the answer.
+            return error.what();
+        }
+    }
+    StartTraces::Image traced(const MountBase& base) const;
+    void prefetch_start(const MountBase& base);
     /// Then a missing index is a loss, not a beginning: opening must not take what it no longer names for strays.
     bool has_content() const {
         return !list_folder(core_.paths.packs()).empty() || !list_folder(core_.paths.layers()).empty() ||
@@ -134,6 +153,7 @@ private:
     }
     void recover_chunk_index();
     std::vector<std::uint32_t> readable_packs() const;
+    void check_tree(const ImageRow& image, const std::stop_token& stop);
     std::vector<KeptMount> mounts_of(const ImageRow& image) const;
 
     StoreFolder folder_;   // First, so that the lock goes last.
@@ -353,7 +373,57 @@ std::string StoreImpl::create_mount(const std::string& image, const std::string&
 
 void StoreImpl::fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) {
     if (!is_mount_id(mount_id)) throw Error(Errc::malformed, "mount " + store::quote(mount_id) + ": not an ID");
-    core_.lazy.fetch(chunk, read_mount_base(core_.paths.mount(mount_id)).layers, stop);
+    const MountBase base = read_mount_base(core_.paths.mount(mount_id));
+    core_.traces.note(mount_id, traced(base), core_.lazy.fetch(chunk, base.layers, stop), StartTraces::Clock::now());
+}
+
+ImageSummary StoreImpl::complete(const CompleteRequest& request, std::stop_token stop) {
+    Leases::Lease lease = core_.leases.take();
+    const ImageRow image = keep_image(core_, lease, request.image).row;
+    for (const DiffId& layer : image.layers) core_.lazy.complete(layer, request.completion, stop);
+    check_tree(image, stop);
+    return summarize(image);
+}
+
+void StoreImpl::check_tree(const ImageRow& image, const std::stop_token& stop) {
+    std::vector<std::unique_ptr<Recipe>> recipes;
+    for (const DiffId& layer : image.layers) recipes.push_back(Recipe::open(core_.paths.recipe(layer)));
+    const JobFolder folder(core_);
+    if (build_tree(recipes, folder.path(), stop).digest == image.tree.digest) return;
+    throw Error(Errc::corrupt,
+                "image " + display_name(image) + ": its tree is not what its layers give; lamina verify --repair");
+}
+
+StartTraces::Image StoreImpl::traced(const MountBase& base) const {
+    const auto colon = base.image.rfind(':');
+    const bool has_name = colon != std::string::npos && !base.image.starts_with("sha256:");
+    return {.config = {Digest::parse(base.config_digest)}, .repository = has_name ? base.image.substr(0, colon) : ""};
+}
+
+void StoreImpl::begin_mount(const std::string& mount_id, bool must_be_verified) {
+    const MountBase base = read_mount_base(core_.paths.mount(mount_id));
+    bool is_lazy = false;
+    for (const DiffId& layer : base.layers) {
+        core_.lazy.check_not_quarantined(layer);
+        is_lazy = is_lazy || core_.lazy.is_lazy(layer);
+    }
+    if (!is_lazy) return;
+    if (must_be_verified) {
+        throw Error(Errc::denied, "image " + base.image + ": is not verified, and this store mounts no such image; " +
+                                      "lamina complete verifies it");
+    }
+    core_.traces.begin(mount_id);
+    prefetch_start(base);
+}
+
+/// Ahead of whoever reads; what cannot be had is told to him.
+void StoreImpl::prefetch_start(const MountBase& base) {
+    try {
+        const auto is_ours = [&](const ChunkId& chunk) { return core_.lazy.knows(chunk, base.layers); };
+        const auto trace = core_.traces.find_for(traced(base), is_ours);
+        if (trace) core_.lazy.prefetch(trace->chunks, base.layers);
+    } catch (const Error&) {  // As when there is no trace.
+    }
 }
 
 void StoreImpl::discard_mount(const std::string& id) {

@@ -4,6 +4,7 @@
 #include "store/content.h"
 #include "store/digest.h"
 #include "store/layer_stream.h"
+#include "store/lazy_fetcher.h"
 #include "store/oci.h"
 #include "store/progress.h"
 #include "store/read_view.h"
@@ -11,6 +12,7 @@
 #include "store/registry_auth.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -33,7 +35,9 @@ struct ImageSummary {
     bool is_pinned = false;
     std::uint64_t logical_bytes = 0;
     std::uint64_t inode_count = 0;
-    bool is_lazy = false;  ///< Layers are missing, and come when they are read.
+    bool is_lazy = false;                     ///< Layers are missing, or not compared with their digests yet.
+    LayerState state = LayerState::verified;  ///< Of the layer that is worst off.
+    std::string quarantine;                   ///< Why it is quarantined.
 };
 
 struct ImageDetails {
@@ -63,6 +67,12 @@ struct PullRequest {
     enum class Lazy { never, automatic, always } lazy = Lazy::never;
     RegistryAccess access;
     ProgressFunction progress;
+    std::function<void(const std::string& line)> note = {};  ///< Told of what is not believed.
+};
+
+struct CompleteRequest {
+    std::string image;  ///< As ImageReference.
+    Completion completion;
 };
 
 struct PushRequest {
@@ -210,6 +220,8 @@ public:
 
     virtual std::vector<ImageSummary> import(const ImportRequest& request, std::stop_token stop) = 0;
     virtual ImageSummary pull(const PullRequest& request, std::stop_token stop) = 0;
+    /// Fetches what is missing of a lazy image, and verifies it. corrupt: it is, or has just been, quarantined.
+    virtual ImageSummary complete(const CompleteRequest& request, std::stop_token stop) = 0;
     virtual PushReport push(const PushRequest& request, std::stop_token stop) = 0;
     virtual ImageSummary commit(const CommitRequest& request, ByteSource& layer_tar, std::stop_token stop) = 0;
     virtual void save(const SaveRequest& request, std::stop_token stop) = 0;
@@ -256,6 +268,9 @@ public:
 
     /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.
     virtual std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) = 0;
+    /// Before a mount's server starts, the first time or again: refuses a quarantined image (corrupt), and one that is
+    /// not verified where it must be (denied); fetches ahead what programs wanted first before.
+    virtual void begin_mount(const std::string& mount_id, bool must_be_verified) = 0;
     /// Makes a chunk of a mount's lazy layers be stored. not_found: it is of none of them.
     virtual void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) = 0;
     /// Removes a mount's folder with all its changes. busy when a server runs on it: what a running mount needs is kept

@@ -57,7 +57,9 @@ public:
         });
         take_from(core_.paths.layers(), [&](const std::string& name, const Leases::Held& held) {
             auto digest = digest_of_name(name, kRecipeSuffix);
-            if (!digest) digest = digest_of_name(name, kLazySuffix);
+            for (const char* const suffix : {kLazySuffix, kBlobSuffix, kQuarantineSuffix}) {
+                if (!digest) digest = digest_of_name(name, suffix);
+            }
             return digest && (held.layers.contains({*digest}) || core_.index->find_layer({*digest}));
         });
         take_from(core_.paths.trees(), [&](const std::string& name, const Leases::Held& held) {

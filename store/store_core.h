@@ -7,6 +7,7 @@
 #include "store/lazy_fetcher.h"
 #include "store/leases.h"
 #include "store/read_view.h"
+#include "store/start_trace.h"
 
 #include <atomic>
 #include <cstdint>
@@ -22,6 +23,8 @@ namespace lamina::store {
 inline constexpr const char* kRecipeSuffix = ".recipe";
 inline constexpr const char* kTreeSuffix = ".tree";
 inline constexpr const char* kLazySuffix = ".lazy";
+inline constexpr const char* kBlobSuffix = ".blob";
+inline constexpr const char* kQuarantineSuffix = ".quarantine";
 
 /// Where things lie below a store's root (FORMAT.md, "Store folder").
 struct StorePaths {
@@ -34,6 +37,11 @@ struct StorePaths {
     std::string staging() const { return root + "/staging"; }
     std::string recipe(const DiffId& layer) const { return layers() + "/" + layer.digest.hex() + kRecipeSuffix; }
     std::string lazy(const DiffId& layer) const { return layers() + "/" + layer.digest.hex() + kLazySuffix; }
+    std::string blob(const DiffId& layer) const { return layers() + "/" + layer.digest.hex() + kBlobSuffix; }
+    std::string quarantined(const DiffId& layer) const {
+        return layers() + "/" + layer.digest.hex() + kQuarantineSuffix;
+    }
+    std::string traces() const { return root + "/traces"; }
     std::string tree(const TreeDigest& tree) const { return trees() + "/" + tree.digest.hex() + kTreeSuffix; }
     std::string mount(const std::string& id) const { return mounts() + "/" + id; }
 };
@@ -49,7 +57,7 @@ struct StoreCore {
     /// leases' lock.
     std::mutex publishing;
     std::timed_mutex collecting;  ///< One gc or verify at a time. Taken before `publishing`.
-    std::mutex mounting;    ///< Makes "is this image mounted?" and what follows from the answer one step. Outermost.
+    std::mutex mounting;  ///< Makes "is this image mounted?" and what follows from the answer one step. Outermost.
     std::atomic<std::uint64_t> next_job{1};
     /// For registries; one, so that its limits count for all jobs together. Made when it is first needed.
     HttpClient& http() {
@@ -62,6 +70,7 @@ private:
     std::unique_ptr<HttpClient> http_;
 
 public:
+    StartTraces traces{paths.traces()};
     LazyFetcher lazy{*this};  // Last: its threads use all the rest.
 };
 

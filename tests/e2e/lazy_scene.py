@@ -1,9 +1,14 @@
 """What the tests of lazy images share: an image in a registry with its index, and counts of what is asked for."""
 import gzip
+import http.client
+import json
 
 from registry_test import RegistryTest, noise, support_store
-from support import entry, layer
+from support import entry, layer, sha256
 
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.lamina.index.v1"
+TRACE_TYPE = "application/vnd.lamina.start-trace.v1"
 SMALL_FILES = 240
 SMALL_BYTES = 100_000
 SMALL = layer(entry("small", "dir"), *[entry(f"small/{number:03}", data=noise(SMALL_BYTES, 1000 + number))
@@ -34,6 +39,9 @@ class LazyScene(RegistryTest):
         self.lamina.call("mount", self.name, target, "--name", name, *options)
         return target
 
+    def state(self):
+        return self.lamina.json("inspect", self.name)["image"]["state"]
+
     def manifest(self):
         return self.lamina.json("inspect", self.name)["manifest"]
 
@@ -58,3 +66,46 @@ class LazyScene(RegistryTest):
             now[path] = now.get(path, 0) + step
             most = max(most, now[path])
         return most
+
+    # ---- what others may publish -----------------------------------------------------------------------------------
+
+    def ask_registry(self, method, path, body=None, kind="application/octet-stream"):
+        connection = http.client.HTTPConnection("127.0.0.1", self.registry.port, timeout=60)
+        try:
+            connection.request(method, path, body, {"Content-Type": kind})
+            response = connection.getresponse()
+            data = response.read()
+            self.assertLess(response.status, 300, (method, path, data))
+            return response, data
+        finally:
+            connection.close()
+
+    def upload(self, data, kind):
+        begun, _ = self.ask_registry("POST", "/v2/wide/blobs/uploads/")
+        place = begun.headers["Location"].split(self.registry.host)[-1]
+        self.ask_registry("PUT", f"{place}&digest={sha256(data)}", data)
+        return {"mediaType": kind, "digest": sha256(data), "size": len(data)}
+
+    def artifacts(self):
+        return json.loads(self.ask_registry("GET", f"/v2/wide/manifests/{self.digest.replace(':', '-')}")[1])
+
+    def artifact_blobs(self, kind):
+        """Descriptors and bytes of what is published as this type."""
+        found = [entry for entry in self.artifacts()["manifests"] if entry["artifactType"] == kind][-1]
+        document = json.loads(self.ask_registry("GET", f"/v2/wide/manifests/{found['digest']}")[1])
+        return [(blob, self.ask_registry("GET", f"/v2/wide/blobs/{blob['digest']}")[1]) for blob in document["layers"]]
+
+    def publish_artifact(self, kind, blobs):
+        """In place of all others of its type."""
+        subject = {"mediaType": MANIFEST_TYPE, "digest": self.digest,
+                   "size": len(self.ask_registry("GET", f"/v2/wide/manifests/{self.digest}")[1])}
+        text = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": kind,
+                           "config": self.upload(b"{}", "application/vnd.oci.empty.v1+json"), "layers": blobs,
+                           "subject": subject}).encode()
+        self.ask_registry("PUT", f"/v2/wide/manifests/{sha256(text)}", text, MANIFEST_TYPE)
+        index = self.artifacts()
+        index["manifests"] = [entry for entry in index["manifests"] if entry["artifactType"] != kind]
+        index["manifests"].append({"mediaType": MANIFEST_TYPE, "digest": sha256(text), "size": len(text),
+                                   "artifactType": kind})
+        self.ask_registry("PUT", f"/v2/wide/manifests/{self.digest.replace(':', '-')}", json.dumps(index).encode(),
+                          index["mediaType"])

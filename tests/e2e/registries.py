@@ -289,4 +289,4 @@ def environment_with(folder, **variables):
         conf.write_text("")
     kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     return {**kept, "HOME": str(folder / "home"), "XDG_RUNTIME_DIR": str(folder / "runtime"),
-            "CONTAINERS_REGISTRIES_CONF": str(conf), **variables}
+            "CONTAINERS_REGISTRIES_CONF": str(conf), "LAMINA_COMPLETE": "off", **variables}

@@ -90,7 +90,8 @@ class Lamina:
         self.program = BUILD / "client/lamina"
         self.environment = {**os.environ, "LAMINAD": str(BUILD / "daemon/laminad"),
                             "LAMINA_FUSE": str(BUILD / "fuse/lamina-fuse"),
-                            "LAMINA_UPKEEP_AFTER": "0"}  # What happens in idle time must not depend on the machine.
+                            # What happens in idle time must not depend on the machine.
+                            "LAMINA_UPKEEP_AFTER": "0", "LAMINA_COMPLETE": "off"}
 
     def call(self, *words, check=True, **options):
         options.setdefault("env", self.environment)

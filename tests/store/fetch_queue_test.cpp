@@ -118,14 +118,14 @@ TEST_CASE("what is read ahead joins the run before it when no other reader waits
     CHECK(queue.next() == run_of(21, 22, Kind::ahead));
 }
 
-TEST_CASE("a run has at most 8 MiB") {
+TEST_CASE("a run has at most 16 MiB") {
     FetchQueue queue = queue_of(40);
     for (std::size_t part = 0; part < 40; ++part) queue.ask(kLayer, part, Kind::wanted);
-    CHECK(queue.next() == run_of(0, 8));
-    CHECK(queue.next() == run_of(8, 16));
+    CHECK(queue.next() == run_of(0, 16));
+    CHECK(queue.next() == run_of(16, 32));
 }
 
-TEST_CASE("a part of more than 8 MiB is a run of its own") {
+TEST_CASE("a part of more than 16 MiB is a run of its own") {
     FetchQueue queue;
     queue.add_layer(kLayer, {kMiB, 20 * kMiB, kMiB});
     for (const std::size_t part : {1, 0, 2}) queue.ask(kLayer, part, Kind::wanted);
@@ -135,9 +135,7 @@ TEST_CASE("a part of more than 8 MiB is a run of its own") {
 TEST_CASE("the further a reader reads on, the more is read ahead, up to the limit") {
     FetchQueue queue = queue_of(100);
     const auto count_after = [&](std::size_t part) {
-        const auto ahead = queue.follow(kLayer, part, 4 * kMiB);
-        CHECK(ahead.first == part + 1);
-        return ahead.second - ahead.first;
+        return queue.follow(kLayer, part, 4 * kMiB).ahead_end - part - 1;
     };
     CHECK(count_after(0) == 0);
     std::size_t part = 1;
@@ -150,6 +148,14 @@ TEST_CASE("the further a reader reads on, the more is read ahead, up to the limi
     CHECK(count_after(90) == 0);
     CHECK(count_after(part) == 4);  // The first one reads on, whoever else has jumped about.
     CHECK(count_after(99) == 0);
+}
+
+TEST_CASE("what was read ahead for a reader counts as read once he has passed it") {
+    FetchQueue queue = queue_of(100);
+    CHECK(queue.follow(kLayer, 4, kMiB).passed_first == 4);
+    CHECK(queue.follow(kLayer, 5, kMiB).passed_first == 5);
+    CHECK(queue.follow(kLayer, 7, kMiB).passed_first == 6);
+    CHECK(queue.follow(kLayer, 50, kMiB).passed_first == 50);
 }
 
 TEST_CASE("the rest that was asked for can be taken back, but not what a reader waits for") {
