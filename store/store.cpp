@@ -65,8 +65,7 @@ bool is_mount_id(const std::string& id) {
 class StoreImpl : public Store {
 public:
     ~StoreImpl() override { core_.traces.flush(); }
-    explicit StoreImpl(const std::string& path) : folder_(StoreFolder::open(path)) {
-        core_.paths = folder_.paths();
+    explicit StoreImpl(const std::string& path) : folder_(StoreFolder::open(path)), core_(folder_.paths()) {
         core_.index = Index::open(core_.paths.index(), !has_content());
         core_.chunks = ChunkStore::open(core_.paths.packs(), kCacheBytes);
         recover_chunk_index();
@@ -380,8 +379,12 @@ void StoreImpl::fetch_chunk(const std::string& mount_id, const ChunkId& chunk, s
 ImageSummary StoreImpl::complete(const CompleteRequest& request, std::stop_token stop) {
     Leases::Lease lease = core_.leases.take();
     const ImageRow image = keep_image(core_, lease, request.image).row;
-    for (const DiffId& layer : image.layers) core_.lazy.complete(layer, request.completion, stop);
-    check_tree(image, stop);
+    bool was_lazy = false;
+    for (const DiffId& layer : image.layers) {
+        was_lazy = core_.lazy.is_lazy(layer) || was_lazy;
+        core_.lazy.complete(layer, request.completion, stop);
+    }
+    if (was_lazy) check_tree(image, stop);
     return summarize(image);
 }
 

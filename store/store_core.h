@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lamina::store {
@@ -49,7 +50,9 @@ struct StorePaths {
 /// What the jobs of one open store share; the store's own parts (importer.h, exporter.h, gc.h, verify.h, usage.h) work
 /// on it. Thread-safe as each member says.
 struct StoreCore {
-    StorePaths paths;
+    explicit StoreCore(StorePaths of_store) : paths(std::move(of_store)) {}
+
+    const StorePaths paths;
     std::unique_ptr<Index> index;
     std::unique_ptr<ChunkStore> chunks;
     Leases leases;

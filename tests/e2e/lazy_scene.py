@@ -7,6 +7,7 @@ from registry_test import RegistryTest, noise, support_store
 from support import entry, layer, sha256
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+MANIFEST_TYPES = f"{MANIFEST_TYPE}, application/vnd.oci.image.index.v1+json, */*"
 INDEX_TYPE = "application/vnd.lamina.index.v1"
 TRACE_TYPE = "application/vnd.lamina.start-trace.v1"
 SMALL_FILES = 240
@@ -72,7 +73,7 @@ class LazyScene(RegistryTest):
     def ask_registry(self, method, path, body=None, kind="application/octet-stream"):
         connection = http.client.HTTPConnection("127.0.0.1", self.registry.port, timeout=60)
         try:
-            connection.request(method, path, body, {"Content-Type": kind})
+            connection.request(method, path, body, {"Content-Type": kind, "Accept": MANIFEST_TYPES})
             response = connection.getresponse()
             data = response.read()
             self.assertLess(response.status, 300, (method, path, data))

@@ -22,7 +22,6 @@ namespace {
 /// The parts of an open store that a job's packs need.
 struct Core {
     Core() {
-        core.paths.root = root / "s";
         for (const auto& path : {core.paths.packs(), core.paths.layers(), core.paths.staging()}) {
             store::make_folders(path);
         }
@@ -47,7 +46,7 @@ struct Core {
     }
 
     test::TempDir root;
-    store::StoreCore core;
+    store::StoreCore core{store::StorePaths{root / "s"}};
 };
 
 Bytes chunk(std::uint64_t seed) {
