@@ -3,6 +3,8 @@
 #include "store/error.h"
 #include "store/file.h"
 
+#include <algorithm>
+#include <filesystem>
 #include <utility>
 
 namespace lamina::store {
@@ -95,6 +97,18 @@ void StartTraces::add(const Image& image, const std::vector<ChunkId>& chunks) {
     if (!trace.merge(chunks)) return;
     make_folder(folder_);
     write_file_atomically(path(image.config), as_bytes(trace.write()));
+    remove_oldest();
+}
+
+/// Images go, and versions of them that come later may still begin as they did: so traces stay until there are many.
+void StartTraces::remove_oldest() const {
+    const std::vector<std::string> names = list_folder(folder_);
+    if (names.size() <= kMaxTraces) return;
+    const auto written_at = [&](const std::string& name) {
+        std::error_code gone;
+        return std::filesystem::last_write_time(folder_ + "/" + name, gone);
+    };
+    remove_file(folder_ + "/" + *std::ranges::min_element(names, {}, written_at));
 }
 
 std::optional<StartTrace> StartTraces::find(const BlobDigest& config) const {

@@ -34,6 +34,7 @@ class StartTraces {
 public:
     using Clock = std::chrono::steady_clock;
     static constexpr auto kStart = std::chrono::seconds(60);  ///< From the first chunk that a mount wants.
+    static constexpr std::size_t kMaxTraces = 256;            ///< The one that was written longest ago goes first.
 
     explicit StartTraces(std::string folder) : folder_(std::move(folder)) {}
     struct Image {
@@ -69,6 +70,7 @@ private:
     };
     std::string path(const BlobDigest& config) const { return folder_ + "/" + config.digest.hex() + ".trace"; }
     std::vector<StartTrace> of_repository(const std::string& repository) const;
+    void remove_oldest() const;
 
     const std::string folder_;
     std::mutex writing_;  // Held across the I/O of add(). Outermost.

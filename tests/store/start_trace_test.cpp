@@ -5,6 +5,7 @@
 #include "support/catch.h"
 #include "support/temp_dir.h"
 
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -92,4 +93,17 @@ TEST_CASE("a damaged trace is none") {
     CHECK_FALSE(traces.find_for(image("2"), [](const store::ChunkId&) { return true; }));
     traces.add(image("1"), {chunk("b")});
     CHECK(chunks_of(traces.find(image("1").config)) == std::vector{chunk("b")});
+}
+
+TEST_CASE("of too many traces the oldest goes") {
+    const test::TempDir folder;
+    StartTraces traces(folder / "traces");
+    traces.add(image("oldest"), {chunk("a")});
+    const std::string oldest = folder / "traces/" + image("oldest").config.digest.hex() + ".trace";
+    std::filesystem::last_write_time(oldest, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+    for (std::size_t i = 1; i < StartTraces::kMaxTraces; ++i) traces.add(image(std::to_string(i)), {chunk("a")});
+    CHECK(traces.find(image("oldest").config));
+    traces.add(image("new"), {chunk("a")});
+    CHECK_FALSE(traces.find(image("oldest").config));
+    CHECK(store::list_folder(folder / "traces").size() == StartTraces::kMaxTraces);
 }
