@@ -374,6 +374,9 @@ T parse_request(std::string_view text) {
 boost::json::value parse_reply_value(std::string_view text);
 [[noreturn]] void bad_reply(std::string_view why);
 
+// GCC 14 takes the result of a T of numbers alone for one that may lack a value.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 template <class T>
 T parse_reply(const boost::json::value& value) {
     try {
@@ -382,6 +385,7 @@ T parse_reply(const boost::json::value& value) {
         bad_reply(error.what());
     }
 }
+#pragma GCC diagnostic pop
 
 /// Paths of the endpoints, relative to the server's root.
 namespace path {
