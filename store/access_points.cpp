@@ -1,8 +1,8 @@
 #include "store/access_points.h"
 
 #include "store/error.h"
+#include "store/inflater.h"
 
-#include <zlib.h>
 #include <zstd.h>
 
 #include <algorithm>
@@ -13,7 +13,8 @@
 #include <string>
 
 // A deflate block may refer to the 32 KiB before it, and begins at any bit. So a point in gzip is a block's first bit,
-// and those 32 KiB. zlib stops at each block's end when it is asked to; ISA-L, which reads layers everywhere else, does
+// and of those 32 KiB what the bytes behind it do refer to, which is a tenth: all else is zeros, and costs next to
+// nothing. zlib stops at each block's end when it is asked to; ISA-L, which reads layers everywhere else, does
 // not. In zstd a frame refers to nothing before it.
 namespace lamina::store {
 
@@ -23,10 +24,9 @@ constexpr std::size_t kWindowBytes = 32 << 10;
 constexpr std::array<char, 8> kMagic = {'L', 'A', 'M', 'I', 'N', 'A', 'P', '1'};
 constexpr std::size_t kMaxPoints = 1 << 20;
 constexpr int kWindowLevel = 12;
-constexpr int kAnyHeader = 15 + 32;  // zlib: the largest window, and gzip headers are read.
-constexpr int kRaw = -15;
 constexpr std::size_t kTrailerBytes = 8;
-constexpr std::uint64_t kBlockBytes = 160 << 10;
+constexpr std::uint64_t kZstdBlockBytes = 160 << 10;
+constexpr std::uint64_t kDeflateBlockBytes = 16 << 10;
 
 static_assert(std::endian::native == std::endian::little);
 
@@ -70,37 +70,11 @@ std::vector<std::byte> decompressed(std::span<const std::byte> window) {
     return out;
 }
 
-/// zlib's inflate, begun anywhere.
-class Inflater {
-public:
-    explicit Inflater(int window_bits) {
-        if (::inflateInit2(&stream_, window_bits) != Z_OK) throw std::bad_alloc();
-    }
-    ~Inflater() { ::inflateEnd(&stream_); }
-    Inflater(const Inflater&) = delete;
-    Inflater& operator=(const Inflater&) = delete;
-
-    z_stream& stream() { return stream_; }
-    void set_input(std::span<const std::byte> in) {
-        stream_.next_in = const_cast<Bytef*>(reinterpret_cast<const Bytef*>(in.data()));
-        stream_.avail_in = static_cast<uInt>(in.size());
-    }
-    int run(int flush) {
-        const int status = ::inflate(&stream_, flush);
-        const bool is_good = status == Z_OK || status == Z_STREAM_END || status == Z_BUF_ERROR;
-        if (!is_good) throw Error(Errc::malformed, "layer blob: gzip: damaged");
-        return status;
-    }
-    void reset(int window_bits) { ::inflateReset2(&stream_, window_bits); }
-
-private:
-    z_stream stream_{};
-};
-
 class Maker {
 public:
     virtual ~Maker() = default;
     virtual void take(std::span<const std::byte> in) = 0;
+    virtual void end() {}
     virtual std::uint64_t tar_bytes() const = 0;
     std::vector<AccessPoint> points;
 };
@@ -130,19 +104,32 @@ public:
             stream.avail_out = static_cast<uInt>(kWindowBytes - ring_at_);
             const uInt in_before = stream.avail_in;
             const uInt out_before = stream.avail_out;
+            const auto rest = in.last(in_before);
             const int status = inflater_.run(Z_BLOCK);
-            blob_bytes_ += in_before - stream.avail_in;
+            const auto consumed = rest.first(in_before - stream.avail_in);
+            blob_bytes_ += consumed.size();
+            if (!consumed.empty()) last_byte_ = consumed.back();
             const std::size_t made = out_before - stream.avail_out;
             ring_at_ += made;
             tar_bytes_ += made;
+            if (newest_) {
+                newest_->behind.insert(newest_->behind.end(), consumed.begin(), consumed.end());
+                if (tar_bytes_ >= points.back().tar_offset + kWindowBytes) end();
+            }
             if (status == Z_STREAM_END) {
-                inflater_.reset(kAnyHeader);
+                inflater_.reset(Inflater::kAnyHeader);
                 is_between_members_ = true;
                 continue;
             }
             const bool is_block_end = (stream.data_type & 128) != 0 && (stream.data_type & 64) == 0;
             if (is_block_end && is_due()) add_point(static_cast<std::uint32_t>(stream.data_type & 7));
         }
+    }
+    /// No byte that is more than 32 KiB behind a point refers to what is before it.
+    void end() override {
+        if (!newest_) return;
+        points.back().window = compressed(used_of(newest_->window, newest_->begin, newest_->behind));
+        newest_.reset();
     }
     std::uint64_t tar_bytes() const override { return tar_bytes_; }
 
@@ -156,16 +143,24 @@ private:
         for (std::size_t i = 0; i < size; ++i) {
             window.push_back(ring_[(ring_at_ + kWindowBytes - size + i) % kWindowBytes]);
         }
-        points.push_back(
-            {.tar_offset = tar_bytes_, .blob_offset = blob_bytes_, .bits = bits, .window = compressed(window)});
+        points.push_back({.tar_offset = tar_bytes_, .blob_offset = blob_bytes_, .bits = bits, .window = {}});
+        newest_ = Newest{.begin = {bits, last_byte_}, .window = std::move(window), .behind = {}};
     }
 
-    Inflater inflater_{kAnyHeader};
+    /// The last point, until it is known what of its window is used.
+    struct Newest {
+        BitBegin begin;
+        std::vector<std::byte> window;
+        std::vector<std::byte> behind;  ///< Blob bytes.
+    };
+    Inflater inflater_{Inflater::kAnyHeader};
     std::vector<std::byte> ring_ = std::vector<std::byte>(kWindowBytes);
     std::size_t ring_at_ = 0;
     std::uint64_t blob_bytes_ = 0;
     std::uint64_t tar_bytes_ = 0;
+    std::byte last_byte_{};
     bool is_between_members_ = false;
+    std::optional<Newest> newest_;
 };
 
 class ZstdMaker : public Maker {
@@ -231,16 +226,12 @@ Record take_record(std::span<const std::byte>& file) {
 
 std::vector<std::byte> decode_gzip(const AccessPoint& point, std::span<const std::byte> in, std::size_t size_bytes) {
     std::vector<std::byte> out(size_bytes);
-    Inflater inflater(kRaw);
+    if (point.bits > 0 && in.empty()) return {};
+    Inflater inflater(Inflater::kRaw);
     z_stream& stream = inflater.stream();
-    if (point.bits > 0) {
-        if (in.empty()) return {};
-        ::inflatePrime(&stream, static_cast<int>(point.bits), std::to_integer<int>(in[0]) >> (8 - point.bits));
-        in = in.subspan(1);
-    }
-    const std::vector<std::byte> window = decompressed(point.window);
-    ::inflateSetDictionary(&stream, reinterpret_cast<const Bytef*>(window.data()), static_cast<uInt>(window.size()));
-    inflater.set_input(in);
+    const BitBegin begin{point.bits, point.bits > 0 ? in[0] : std::byte{}};
+    inflater.begin(begin, decompressed(point.window));
+    inflater.set_input(in.subspan(point.bits > 0 ? 1 : 0));
     stream.next_out = reinterpret_cast<Bytef*>(out.data());
     stream.avail_out = static_cast<uInt>(out.size());
     bool is_raw = true;
@@ -251,7 +242,7 @@ std::vector<std::byte> decode_gzip(const AccessPoint& point, std::span<const std
             if (stream.avail_in <= trailer) break;
             stream.next_in += trailer;
             stream.avail_in -= static_cast<uInt>(trailer);
-            inflater.reset(kAnyHeader);
+            inflater.reset(Inflater::kAnyHeader);
             is_raw = false;
         } else if (status == Z_BUF_ERROR) {
             break;
@@ -298,6 +289,7 @@ void AccessPointsMaker::take(std::span<const std::byte> blob_bytes) {
 }
 
 AccessPoints AccessPointsMaker::finish() {
+    impl_->maker->end();
     if (impl_->maker->points.empty()) throw Error(Errc::malformed, "layer blob: gzip: ends before its stream does");
     return {.blob = {impl_->hasher.finish()},
             .blob_bytes = impl_->blob_bytes,
@@ -393,7 +385,10 @@ void AccessPoints::extend(Span& span, std::uint64_t tar_end) const {
         return;
     }
     // What does not compress grows by less than that; zstd gives nothing before a block of 128 KiB is there.
-    span.blob_end = std::min(blob_bytes, span.blob_end + more_bytes + more_bytes / 8 + kBlockBytes);
+    const std::uint64_t block_bytes = compression == Compression::zstd ? kZstdBlockBytes : kDeflateBlockBytes;
+    span.blob_end += more_bytes + more_bytes / 8 + block_bytes;
+    const auto behind = std::ranges::lower_bound(points, tar_end, {}, &AccessPoint::tar_offset);
+    span.blob_end = std::min(span.blob_end, behind == points.end() ? blob_bytes : behind->blob_offset);
 }
 
 std::vector<std::byte> AccessPoints::decode(const Span& span, std::span<const std::byte> blob_part) const {

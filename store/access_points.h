@@ -16,17 +16,17 @@ struct AccessPoint {
     std::uint64_t tar_offset = 0;   ///< Of the first byte that comes out.
     std::uint64_t blob_offset = 0;  ///< Of the first whole byte that goes in.
     std::uint32_t bits = 0;         ///< How many bits of the byte before it go in first (gzip only).
-    /// At most 32 KiB of the tar before it, which later bytes refer to (gzip only); compressed, so that a file of many
-    /// takes no more memory than it has bytes.
+    /// At most 32 KiB of the tar before it (gzip only), with zeros for what later bytes do not refer to; compressed, so
+    /// that a file of many takes no more memory than it has bytes.
     std::vector<std::byte> window;
     bool operator==(const AccessPoint&) const = default;
 };
 
 /// Where the parts of a layer blob are, so that some of its tar can be had without all of the blob (FORMAT.md, "Access
-/// points"). Points lie about 4 MiB of tar apart: in gzip at the ends of deflate blocks, in zstd at those of frames; an
-/// uncompressed blob needs none.
+/// points"). Points lie about 512 KiB of tar apart: in gzip at the ends of deflate blocks, in zstd at those of frames;
+/// an uncompressed blob needs none.
 struct AccessPoints {
-    static constexpr std::uint64_t kSpacingBytes = 4 << 20;
+    static constexpr std::uint64_t kSpacingBytes = 512 << 10;
 
     BlobDigest blob;
     std::uint64_t blob_bytes = 0;

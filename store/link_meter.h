@@ -9,7 +9,7 @@ namespace lamina::store {
 /// many bytes a second follow. One thread at a time.
 class LinkMeter {
 public:
-    static constexpr std::uint64_t kLeastBytes = 256 << 10;
+    static constexpr std::uint64_t kLeastBytes = 1 << 20;
     static constexpr std::uint64_t kMostBytes = 8 << 20;
 
     void note(double seconds_to_first, double seconds_after, std::uint64_t bytes) {

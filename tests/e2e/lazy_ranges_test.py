@@ -10,7 +10,7 @@ from registries import needs_registry
 from registry_test import noise
 from support import main, needs_fuse, needs_program, needs_root
 
-PARTS = SMALL_FILES * SMALL_BYTES // (4 << 20) + 1
+PARTS = SMALL_FILES * SMALL_BYTES // (512 << 10) + 1
 OVERLAP = 1.15  # What ends in the next part comes with both.
 
 
@@ -33,11 +33,11 @@ class LazyRangesTest(LazyScene):
         print(f"{what}: {count} requests, {sent} of {self.blob_bytes()} bytes")
         return count
 
-    def test_who_reads_on_asks_in_no_more_requests_than_there_are_parts(self):
+    def test_who_reads_on_asks_for_several_parts_at_once(self):
         target = self.mount("--ro")
         for number in range(SMALL_FILES):
             check(self, target, number)
-        self.assertLessEqual(self.say("one reader"), PARTS)
+        self.assertLessEqual(self.say("one reader"), PARTS // 2)
         self.assertLess(self.layer_bytes(), self.blob_bytes() * OVERLAP)
 
     def test_many_small_files_at_once_ask_in_no_more_requests_than_there_are_parts(self):
@@ -53,7 +53,7 @@ class LazyRangesTest(LazyScene):
         for number in (200, 40, 125):
             check(self, target, number)
         self.assertLessEqual(self.say("three jumps"), 3)
-        self.assertLess(self.layer_bytes(), self.blob_bytes() * 0.7)
+        self.assertLess(self.layer_bytes(), self.blob_bytes() * 0.15)
 
     def test_many_mounts_of_one_image_that_start_together_fetch_each_byte_once(self):
         targets = [self.mount("--ro", name=f"m{number}") for number in range(50)]
