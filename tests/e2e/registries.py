@@ -214,7 +214,8 @@ class Proxy:
         return self.reply(handler, 200, {}, json.dumps({"token": token}).encode(), Fault())
 
     def forward(self, handler, body, fault):
-        headers = {name: value for name, value in handler.headers.items() if name.lower() != "connection"}
+        headers = {name: ", ".join(handler.headers.get_all(name)) for name in handler.headers.keys()
+                   if name.lower() != "connection"}
         if fault.drop_range:
             headers.pop("Range", None)
         upstream = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
