@@ -43,25 +43,25 @@ std::string fallback_tag(const BlobDigest& subject) {
     return "sha256-" + subject.digest.hex();
 }
 
-// The descriptors of an image index that are artifacts of this type, the last one last.
-std::vector<oci::Descriptor> ours_in(std::span<const std::byte> document, std::string_view type) {
+/// The last descriptor in an image index that is an artifact of this type.
+std::optional<oci::Descriptor> newest_in(std::span<const std::byte> document, std::string_view type) {
     const boost::json::value value = json::parse(document, {.document_bytes = oci::kMaxDocumentBytes});
     const json::Field manifests = json::Field(value, "").member("manifests");
     const oci::ImageIndex index = oci::parse_image_index(document);
-    std::vector<oci::Descriptor> found;
-    for (std::size_t i = 0; i < index.manifests.size(); ++i) {
-        if (manifests.item(i).text_or_empty("artifactType") == type) found.push_back(index.manifests[i]);
+    for (std::size_t i = index.manifests.size(); i > 0; --i) {
+        if (manifests.item(i - 1).text_or_empty("artifactType") == type) return index.manifests[i - 1];
     }
-    return found;
+    return std::nullopt;
 }
 
-std::vector<oci::Descriptor> referrers(RegistrySession& session, const BlobDigest& subject, std::string_view type) {
-    if (const auto document = session.find_referrers(subject)) return ours_in(*document, type);
+/// An image index of all that was published beside the subject; nullopt: nothing was.
+std::optional<std::vector<std::byte>> referrers(RegistrySession& session, const BlobDigest& subject) {
+    if (auto document = session.find_referrers(subject)) return document;
     try {
-        return ours_in(session.manifest(fallback_tag(subject)).bytes, type);
+        return session.manifest(fallback_tag(subject)).bytes;
     } catch (const Error& error) {  // No such tag: nobody has published one.
         if (error.code() != Errc::not_found) throw;
-        return {};
+        return std::nullopt;
     }
 }
 
@@ -84,13 +84,6 @@ void add_to_fallback_tag(RegistrySession& session, const BlobDigest& subject, bo
     }
     entries.push_back(std::move(entry));
     session.put_manifest(fallback_tag(subject), kImageIndexType, as_bytes(boost::json::serialize(index)));
-}
-
-std::optional<std::vector<std::byte>> find_artifact(RegistrySession& session, const BlobDigest& subject,
-                                                    std::string_view type) {
-    const std::vector<oci::Descriptor> found = referrers(session, subject, type);
-    if (found.empty()) return std::nullopt;
-    return session.manifest(found.back().digest.digest.text()).bytes;
 }
 
 std::string artifact_text(const char* type, boost::json::array blobs, const oci::Descriptor& subject) {
@@ -155,23 +148,26 @@ LazyIndex LazyIndex::parse(std::span<const std::byte> manifest, const BlobDigest
     return index;
 }
 
-std::optional<LazyIndex> find_lazy_index(RegistrySession& session, const BlobDigest& subject) {
-    const auto document = find_artifact(session, subject, kArtifactType);
-    if (!document) return std::nullopt;
-    return LazyIndex::parse(*document, subject);
+PublishedBeside find_published(RegistrySession& session, const BlobDigest& subject) {
+    const auto document = referrers(session, subject);
+    if (!document) return {};
+    return {.index = newest_in(*document, kArtifactType), .trace = newest_in(*document, kTraceType)};
+}
+
+LazyIndex read_lazy_index(RegistrySession& session, const oci::Descriptor& published, const BlobDigest& subject) {
+    return LazyIndex::parse(session.manifest(published.digest.digest.text()).bytes, subject);
+}
+
+StartTrace read_start_trace(RegistrySession& session, const oci::Descriptor& published) {
+    const auto document = session.manifest(published.digest.digest.text());
+    const oci::Manifest manifest = oci::parse_manifest(document.bytes, kManifestType);
+    if (manifest.layers.size() != 1 || manifest.layers[0].size_bytes > kMaxTraceBytes)
+        throw Error(Errc::malformed, "start trace: not one blob, or too large");
+    return StartTrace::parse(session.read_blob(manifest.layers[0]));
 }
 
 void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject) {
     publish_artifact(session, kArtifactType, index.write(subject), subject);
-}
-
-std::optional<StartTrace> find_start_trace(RegistrySession& session, const BlobDigest& subject) {
-    const auto document = find_artifact(session, subject, kTraceType);
-    if (!document) return std::nullopt;
-    const oci::Manifest manifest = oci::parse_manifest(*document, kManifestType);
-    if (manifest.layers.size() != 1 || manifest.layers[0].size_bytes > kMaxTraceBytes)
-        throw Error(Errc::malformed, "start trace: not one blob, or too large");
-    return StartTrace::parse(session.read_blob(manifest.layers[0]));
 }
 
 void publish_start_trace(RegistrySession& session, const StartTrace& trace, const oci::Descriptor& subject) {

@@ -33,14 +33,19 @@ struct LazyIndex {
 inline constexpr const char* kRecipeMediaType = "application/vnd.lamina.recipe.v1";
 inline constexpr const char* kAccessPointsMediaType = "application/vnd.lamina.access-points.v1";
 
-/// The newest index for a manifest that the registry has; nullopt: none.
-std::optional<LazyIndex> find_lazy_index(RegistrySession& session, const BlobDigest& subject);
+/// What the registry has beside a manifest, the newest of each.
+struct PublishedBeside {
+    std::optional<oci::Descriptor> index;
+    std::optional<oci::Descriptor> trace;
+};
+PublishedBeside find_published(RegistrySession& session, const BlobDigest& subject);
+LazyIndex read_lazy_index(RegistrySession& session, const oci::Descriptor& published, const BlobDigest& subject);
+/// What programs want first when the image is mounted.
+StartTrace read_start_trace(RegistrySession& session, const oci::Descriptor& published);
 
 /// Makes the registry have it. Its blobs must be there.
 void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject);
 
-/// The same for what programs want first when the image is mounted.
-std::optional<StartTrace> find_start_trace(RegistrySession& session, const BlobDigest& subject);
 void publish_start_trace(RegistrySession& session, const StartTrace& trace, const oci::Descriptor& subject);
 
 }  // namespace lamina::store

@@ -4,9 +4,12 @@
 #include "store/import_job.h"
 #include "store/lazy_index.h"
 #include "store/lazy_layer.h"
+#include "store/ordered_tasks.h"
 #include "store/recipe.h"
 
 #include <algorithm>
+#include <future>
+#include <optional>
 #include <unordered_set>
 #include <utility>
 
@@ -18,6 +21,8 @@ namespace {
 constexpr std::uint64_t kMaxRecipeBytes = 512ull << 20;
 constexpr std::uint64_t kMaxPointsBytes = 64ull << 20;
 constexpr std::uint64_t kMaxGapBytes = 128ull << 20;
+constexpr std::uint64_t kMaxAheadBytes = 64ull << 20;
+constexpr unsigned kReadersAhead = 6;
 
 class LazyPull {
 public:
@@ -33,14 +38,22 @@ public:
           folder_(core) {}
 
     std::optional<ImageRow> run() {
-        const auto index = find_lazy_index(*places_.front(), {Digest::of(image_.manifest)});
-        if (!index) {
+        const BlobDigest manifest{Digest::of(image_.manifest)};
+        const PublishedBeside published = find_published(*places_.front(), manifest);
+        if (!published.index) {
             if (request_.lazy == PullRequest::Lazy::automatic) return std::nullopt;
             throw Error(Errc::not_found,
                         request_.reference + ": no index is published beside it; lamina push --index makes one");
         }
+        if (published.trace) {
+            trace_ = std::async(std::launch::async, [this, trace = *published.trace] {
+                return read_start_trace(*places_.front(), trace);
+            });
+        }
+        const LazyIndex index = read_lazy_index(*places_.front(), *published.index, manifest);
+        read_ahead(index);
         std::uint64_t total_bytes = 0;
-        for (const LazyIndex::Layer& layer : index->layers)
+        for (const LazyIndex::Layer& layer : index.layers)
             total_bytes += layer.recipe.size_bytes + layer.points.size_bytes;
         meter_.expect(total_bytes);
         ImageParts parts{.manifest = image_.manifest,
@@ -51,7 +64,7 @@ public:
         if (!parts.name && !image_.name.empty()) parts.name = ImageName::parse(image_.name);
         for (std::size_t i = 0; i < image_.layers.size(); ++i) {
             parts.layers.push_back(image_.layers[i].diff_id.value());
-            make_layer(*index, i);
+            make_layer(index, i);
         }
         ImageRow row = job_.image(parts, stop_);
         take_trace(row);
@@ -100,21 +113,43 @@ private:
         core_.index->add_layer(row, std::nullopt);
     }
 
+    /// Asks for the blobs of all layers at once, as far as they are small.
+    void read_ahead(const LazyIndex& index) {
+        std::uint64_t bytes = 0;
+        for (const SourceLayer& layer : image_.layers) {
+            const auto entry =
+                std::ranges::find_if(index.layers, [&](const auto& other) { return other.diff_id == layer.diff_id; });
+            if (entry == index.layers.end() || job_.known_layer(entry->diff_id)) continue;
+            for (const oci::Descriptor& blob : {entry->recipe, entry->points}) {
+                if (blob.size_bytes == 0 || blob.size_bytes > kMaxAheadBytes - bytes) continue;
+                bytes += blob.size_bytes;
+                ahead_.push_back({blob, {}});
+            }
+        }
+        reading_.emplace(
+            ahead_.size(), kReadersAhead,
+            [this](std::size_t number, const std::stop_token& stop) {
+                Ahead& ahead = ahead_[number];
+                ahead.bytes = read_registry_range(places_, ahead.blob, {0, ahead.blob.size_bytes}, stop);
+            },
+            stop_);
+    }
+
     /// A trace that names what is not in the image is somebody else's, or made up: none of it is believed.
     void take_trace(const ImageRow& row) {
         try {
-            const auto trace = find_start_trace(*places_.front(), {Digest::of(image_.manifest)});
-            if (!trace) return;
+            if (!trace_.valid()) return;
+            const StartTrace trace = trace_.get();
             std::unordered_set<ChunkId> known;
             for (const DiffId& layer : row.layers) {
                 for (const ChunkId& chunk : Recipe::open(core_.paths.recipe(layer))->chunks()) known.insert(chunk);
             }
-            for (const ChunkId& chunk : trace->chunks) {
+            for (const ChunkId& chunk : trace.chunks) {
                 if (known.contains(chunk)) continue;
                 return note("its start trace names chunk " + chunk.digest.hex() + ", which the image has not");
             }
             const std::string name = row.names.empty() ? "" : row.names.front();
-            core_.traces.add({row.config, name.substr(0, name.rfind(':'))}, trace->chunks);
+            core_.traces.add({row.config, name.substr(0, name.rfind(':'))}, trace.chunks);
         } catch (const Error& error) {  // The image is there all the same.
             if (error.code() == Errc::cancelled) throw;
             note(error.what());
@@ -130,12 +165,19 @@ private:
         return reference.host.empty() ? places_.front()->place().reference.name() : reference.name();
     }
 
-    std::vector<std::byte> read(const oci::Descriptor& blob, std::uint64_t limit_bytes) const {
+    std::vector<std::byte> read(const oci::Descriptor& blob, std::uint64_t limit_bytes) {
         const std::string name = "blob " + blob.digest.digest.text() + " of the index";
         if (blob.size_bytes == 0 || blob.size_bytes > limit_bytes) throw Error(Errc::malformed, name + ": too large");
-        std::vector<std::byte> bytes = read_registry_range(places_, blob, {0, blob.size_bytes}, stop_);
+        std::vector<std::byte> bytes = read(blob);
         if (Digest::of(bytes) == blob.digest.digest) return bytes;
         throw Error(Errc::corrupt, name + ": its bytes have another digest");
+    }
+
+    std::vector<std::byte> read(const oci::Descriptor& blob) {
+        const auto ahead = std::ranges::find(ahead_, blob.digest, [](const Ahead& one) { return one.blob.digest; });
+        if (ahead == ahead_.end()) return read_registry_range(places_, blob, {0, blob.size_bytes}, stop_);
+        reading_->wait(static_cast<std::size_t>(ahead - ahead_.begin()));
+        return ahead->bytes;
     }
 
     static LayerRow check(const std::string& recipe_path, const LazyIndex::Layer& entry, const LazyLayer& lazy) {
@@ -163,6 +205,13 @@ private:
     Meter meter_;
     ImportJob job_;
     JobFolder folder_;
+    struct Ahead {
+        oci::Descriptor blob;
+        std::vector<std::byte> bytes;
+    };
+    std::vector<Ahead> ahead_;
+    std::future<StartTrace> trace_;
+    std::optional<OrderedTasks> reading_;  // Last: its threads use the rest.
 };
 
 }  // namespace

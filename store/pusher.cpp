@@ -331,7 +331,10 @@ LazyIndex::Layer Push::send_index_of(const Layer& layer) {
 }
 
 void Push::publish_index(const oci::Descriptor& manifest) {
-    if (find_lazy_index(session_, manifest.digest)) return;
+    if (const auto published = find_published(session_, manifest.digest).index) {
+        static_cast<void>(read_lazy_index(session_, *published, manifest.digest));
+        return;
+    }
     meter_.begin("sending index", image_.by_name ? image_.by_name->text() : request_.image);
     LazyIndex index;
     for (const Layer& layer : layers_) index.layers.push_back(send_index_of(layer));
@@ -345,7 +348,8 @@ void Push::publish_trace(const oci::Descriptor& manifest) {
     if (!ours) return;
     StartTrace all;
     try {
-        all = find_start_trace(session_, manifest.digest).value_or(StartTrace());
+        const auto published = find_published(session_, manifest.digest).trace;
+        if (published) all = read_start_trace(session_, *published);
     } catch (const Error& error) {  // One that is none is replaced.
         if (error.code() != Errc::malformed) throw;
     }
