@@ -3,6 +3,7 @@
 #include "fuse/posix_acl.h"
 #include "support/catch.h"
 #include "support/directory_union.h"
+#include "support/root.h"
 #include "support/temp_dir.h"
 #include "support/union_manifest.h"
 
@@ -81,6 +82,7 @@ public:
 
 TEST_CASE("a copy has mode, set-id bits, owner and times of its original, and its folder keeps its times",
           "[fuse][upper][copyup][upper.copies][upper.unseen-copies]") {
+    if (!test::is_root()) return;
     Stage stage([](const std::string& directory) {
         write_file(directory + "/f", "content");
         REQUIRE(::chown((directory + "/f").c_str(), 1234, 5678) == 0);
@@ -108,6 +110,7 @@ TEST_CASE("a copy has mode, set-id bits, owner and times of its original, and it
 }
 
 TEST_CASE("a copy has the xattrs, ACLs and capabilities of its original", "[fuse][upper][copyup][upper.copies]") {
+    if (!test::is_root()) return;
     const std::string capability("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
                                  20);
     const std::string acl(
@@ -170,6 +173,7 @@ TEST_CASE("holes stay holes in a copy", "[fuse][upper][copyup][upper.copies]") {
 
 TEST_CASE("symlinks, fifos, sockets and devices are copied as what they are",
           "[fuse][upper][copyup][upper.copies][upper.whiteouts]") {
+    if (!test::is_root()) return;
     Stage stage([](const std::string& directory) {
         REQUIRE(::symlink("../nowhere", (directory + "/link").c_str()) == 0);
         REQUIRE(::lchown((directory + "/link").c_str(), 7, 8) == 0);
@@ -198,6 +202,7 @@ TEST_CASE("symlinks, fifos, sockets and devices are copied as what they are",
 
 TEST_CASE("a file of below with several names stays one file when it is changed by one of them",
           "[fuse][upper][copyup][upper.hard-links]") {
+    if (!test::is_root()) return;
     Stage stage([](const std::string& directory) {
         write_file(directory + "/a", "below");
         REQUIRE(::link((directory + "/a").c_str(), (directory + "/b").c_str()) == 0);
@@ -225,6 +230,7 @@ TEST_CASE("a file of below with several names stays one file when it is changed 
 
 TEST_CASE("links that an earlier mount left are counted right when names of them come and go",
           "[fuse][upper][copyup][upper.hard-links]") {
+    if (!test::is_root()) return;
     Stage stage([](const std::string& directory) {
         write_file(directory + "/a", "below");
         REQUIRE(::link((directory + "/a").c_str(), (directory + "/b").c_str()) == 0);
@@ -246,6 +252,7 @@ TEST_CASE("links that an earlier mount left are counted right when names of them
 }
 
 TEST_CASE("names as odd as names can be are kept in the upper", "[fuse][upper][upper.wh][names.wh]") {
+    if (!test::is_root()) return;
     const std::vector<std::string> names = {".wh.x", ".wh..wh..opq", ".wh.", "two\nlines",         "\xff\xfe\x80",
                                             "-",     "a b\t\x01",    "#1",   std::string(255, 'n')};
     Stage stage([](const std::string& directory) { write_file(directory + "/x", "below"); });
@@ -278,6 +285,7 @@ TEST_CASE("a file of below that is only truncated is not copied", "[fuse][upper]
 }
 
 TEST_CASE("xattrs that steer a union are data when programs set them", "[fuse][upper][upper.xattrs]") {
+    if (!test::is_root()) return;
     Stage stage([](const std::string& directory) {
         REQUIRE(::mkdir((directory + "/sub").c_str(), 0755) == 0);
         write_file(directory + "/sub/below", "below");
@@ -297,6 +305,7 @@ TEST_CASE("xattrs that steer a union are data when programs set them", "[fuse][u
 
 TEST_CASE("files without a name live until they are forgotten, and one can be given a name",
           "[fuse][upper][upper.nameless]") {
+    if (!test::is_root()) return;
     Stage stage([](const std::string& directory) { write_file(directory + "/f", "below"); });
     const auto made = stage.at->fs->make_unnamed(stage.at->find("/d"), {.mode = S_IFREG | 0640}, {});
     REQUIRE(made);
@@ -417,6 +426,7 @@ TEST_CASE("a file whose data is still below is read there until its data changes
 
 TEST_CASE("with metacopy=on a change of attributes stores no bytes, and a later one of bytes stores all",
           "[fuse][upper][copyup][upper.metacopy]") {
+    if (!test::is_root()) return;
     constexpr std::uint64_t kSize = 1 << 20;
     const std::string bytes(kSize, 'b');
     Stage stage([&](const std::string& directory) {

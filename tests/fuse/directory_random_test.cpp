@@ -4,6 +4,7 @@
 #include "support/catch.h"
 #include "support/directory_union.h"
 #include "support/random_folder.h"
+#include "support/root.h"
 #include "support/union_manifest.h"
 
 #include <sys/stat.h>
@@ -178,6 +179,7 @@ test::DirectoryFolders make_stack(const test::TempDir& folder, std::uint32_t see
 
 TEST_CASE("a union over random lowers, of several layers with marks too, answers and shows what a plain folder does",
           "[fuse][upper][random]") {
+    if (!test::is_root()) return;
     ::umask(022);
     const int begin = setting("LAMINA_UPPER_FIRST_SEED", 1);
     for (int seed = begin; seed < begin + setting("LAMINA_UPPER_SEEDS", 8); ++seed) {

@@ -4,6 +4,7 @@
 #include "support/catch.h"
 #include "support/directory_union.h"
 #include "support/kept_mount.h"
+#include "support/root.h"
 #include "support/temp_dir.h"
 #include "support/union_fixture.h"
 
@@ -132,6 +133,7 @@ TEST_CASE("calls cost in a folder of 10,000 names what they cost in one of 1,000
 
 TEST_CASE("calls cost in a folder of 10,000 names what they cost in one of 1,000, with an upper directory",
           "[fuse][directory][large]") {
+    if (!test::is_root()) return;
     ::umask(022);
     const test::TempDir folder("/dev/shm");
     test::DirectoryUnion at(test::make_folders(folder.path()));

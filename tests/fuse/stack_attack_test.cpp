@@ -1,5 +1,6 @@
 #include "fuse/stack_view.h"
 #include "support/catch.h"
+#include "support/root.h"
 #include "support/stack_folders.h"
 #include "support/view_manifest.h"
 
@@ -130,6 +131,7 @@ TEST_CASE("what was in a directory when it was looked into stays listed, and wha
 
 TEST_CASE("redirects never leave the layers, and a malformed one is an error",
           "[fuse][stack][attack][stacks.redirect][stacks.malformed]") {
+    if (!test::is_root()) return;
     StackFolders stack(2);
     add_secret(stack);
     stack.script("mkdir -p lower1/low/sub; echo low >lower1/low/file");
@@ -175,6 +177,7 @@ TEST_CASE("redirects never leave the layers, and a malformed one is an error",
 }
 
 TEST_CASE("a redirect leads through names of 255 bytes", "[fuse][stack][stacks.redirect]") {
+    if (!test::is_root()) return;
     StackFolders stack(2);
     const std::string longest(255, 'n');
     stack.script("mkdir -p lower0/dir lower1/" + longest + "/low; echo low >lower1/" + longest + "/low/file");
@@ -183,6 +186,7 @@ TEST_CASE("a redirect leads through names of 255 bytes", "[fuse][stack][stacks.r
 }
 
 TEST_CASE("redirects in circles end", "[fuse][stack][attack]") {
+    if (!test::is_root()) return;
     StackFolders stack(6);
     stack.script(R"(
         for i in 0 1 2 3 4 5; do mkdir -p lower$i/a/b lower$i/b/a; echo $i >lower$i/a/a$i; echo $i >lower$i/b/b$i
@@ -198,6 +202,7 @@ TEST_CASE("redirects in circles end", "[fuse][stack][attack]") {
 }
 
 TEST_CASE("a metacopy shows its bytes or an error, never other bytes", "[fuse][stack][attack][stacks.malformed]") {
+    if (!test::is_root()) return;
     StackFolders stack(2);
     add_secret(stack);
     const auto check = [&](const std::string& make, int error) {
@@ -250,6 +255,7 @@ TEST_CASE("marks that a file's owner could set do not redirect a privileged moun
 
 TEST_CASE("malformed origins and link counts are ignored as overlayfs ignores them",
           "[fuse][stack][attack][stacks.index]") {
+    if (!test::is_root()) return;
     StackFolders stack(1);
     stack.use_upper();
     stack.script("mkdir work/index; echo up >upper/file");

@@ -2,6 +2,7 @@
 #include "fuse/stack_view.h"
 #include "support/catch.h"
 #include "support/mini_store.h"
+#include "support/root.h"
 #include "support/stack_folders.h"
 #include "support/tar_builder.h"
 #include "support/view_manifest.h"
@@ -69,6 +70,7 @@ std::string small_tar() {
 }  // namespace
 
 TEST_CASE("an image lies over or under folders like a folder, its links and numbers with it", "[fuse][stack][image]") {
+    if (!test::is_root()) return;
     StackFolders stack(2);
     stack.script(R"(
         mkdir -p lower0/etc lower0/deep lower1/etc lower1/deep/er; echo top >lower0/etc/hosts; mknod lower0/plain c 0 0
@@ -98,6 +100,7 @@ TEST_CASE("an image lies over or under folders like a folder, its links and numb
 }
 
 TEST_CASE("an upper over an image redirects into it, and has its bytes there", "[fuse][stack][image]") {
+    if (!test::is_root()) return;
     StackFolders stack(1);
     stack.script(R"(
         mkdir upper/moved upper/etc; echo new >upper/moved/new

@@ -1,6 +1,7 @@
 // Stacks of many sources, large ones, and ones on other file systems; made by others than the kernel.
 #include "fuse/stack_view.h"
 #include "support/catch.h"
+#include "support/root.h"
 #include "support/stack_folders.h"
 #include "support/view_manifest.h"
 
@@ -212,6 +213,7 @@ TEST_CASE("lowers on several file systems, also read-only ones, keep their numbe
 }
 
 TEST_CASE("what is mounted below a lower is not seen, as with overlayfs", "[fuse][stack][stacks.places]") {
+    if (!test::is_root()) return;
     StackFolders stack(2);
     stack.script("mkdir -p lower0/point; echo under >lower0/point/file");
     const Mounted tmpfs("tmpfs", stack / "lower0/point", 0, "size=1m");

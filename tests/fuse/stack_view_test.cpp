@@ -4,6 +4,7 @@
 #include "support/catch.h"
 #include "support/kernel_overlay.h"
 #include "support/loop_disk.h"
+#include "support/root.h"
 #include "support/stack_folders.h"
 #include "support/temp_dir.h"
 #include "support/view_manifest.h"
@@ -195,6 +196,7 @@ TEST_CASE("whiteouts that are attributes count where the directory says so", "[f
 
 TEST_CASE("what belongs to the union is hidden from its users, and a nested union's comes through",
           "[fuse][stack][stacks.hidden-xattrs]") {
+    if (!test::is_root()) return;
     StackFolders stack(1);
     stack.script(R"(
         cd lower0; echo 1 >f; setfattr -n trusted.overlay.origin -v x f; setfattr -n user.overlay.impure -v y f

@@ -1,6 +1,7 @@
 // The form of an upper directory, without a mount: which marks are in it, what is synced when, and what a mount finds.
 #include "support/catch.h"
 #include "support/directory_union.h"
+#include "support/root.h"
 #include "support/temp_dir.h"
 
 #include <fcntl.h>
@@ -73,6 +74,7 @@ struct Stage {
 
 TEST_CASE("whiteouts, opaque folders and redirects are in the upper where something is below, and nowhere else",
           "[fuse][upper][upper.whiteouts]") {
+    if (!test::is_root()) return;
     const Stage stage;
     test::DirectoryUnion at(stage.folders);
     CHECK(at.unlink("/file") == 0);
@@ -99,6 +101,7 @@ TEST_CASE("a device that would be a whiteout cannot be made", "[fuse][upper][upp
 }
 
 TEST_CASE("what an earlier mount left in the work folder is removed", "[fuse][upper][upper.leftovers]") {
+    if (!test::is_root()) return;
     const Stage stage;
     { const test::DirectoryUnion first(stage.folders); }
     const std::string left = stage.folders.work + "/work/#17";
@@ -111,6 +114,7 @@ TEST_CASE("what an earlier mount left in the work folder is removed", "[fuse][up
 
 TEST_CASE("a file that loses its name while it is held lies in the work folder until it is forgotten",
           "[fuse][upper][upper.nameless]") {
+    if (!test::is_root()) return;
     const Stage stage;
     test::DirectoryUnion at(stage.folders);
     REQUIRE(at.create("/new", "content"));
@@ -137,6 +141,7 @@ TEST_CASE("the data of a copy is synced before it has its name, and never on a v
 }
 
 TEST_CASE("fsync syncs the file system of the upper, and never on a volatile mount", "[fuse][upper][upper.sync]") {
+    if (!test::is_root()) return;
     for (const bool is_volatile : {false, true}) {
         const Stage stage;
         test::DirectoryUnion at(stage.folders, {.is_volatile = is_volatile});
@@ -148,6 +153,7 @@ TEST_CASE("fsync syncs the file system of the upper, and never on a volatile mou
 }
 
 TEST_CASE("allocated room is the upper's", "[fuse][upper][upper.fallocate]") {
+    if (!test::is_root()) return;
     const Stage stage;
     test::DirectoryUnion at(stage.folders);
     REQUIRE(at.create("/new"));

@@ -2,6 +2,7 @@
 #include "support/catch.h"
 #include "support/directory_union.h"
 #include "support/oci_archive.h"
+#include "support/root.h"
 #include "support/temp_dir.h"
 
 #include <fcntl.h>
@@ -48,6 +49,7 @@ QuotaUsage used(test::DirectoryUnion& at) {
 }  // namespace
 
 TEST_CASE("an upper takes data up to the last byte of a limit, and no further", "[fuse][quota][upper][quota.upper]") {
+    if (!test::is_root()) return;
     Upper upper;
     test::DirectoryUnion at(upper.folders);
     REQUIRE(at.fs->set_quota({.bytes = 4 * kBlock}));
@@ -73,6 +75,7 @@ TEST_CASE("an upper takes data up to the last byte of a limit, and no further", 
 
 TEST_CASE("a copy-up that a limit has no room for copies nothing, not even folders",
           "[fuse][quota][upper][quota.refused]") {
+    if (!test::is_root()) return;
     Upper upper;
     test::DirectoryUnion at(upper.folders);
     SECTION("bytes") {
@@ -93,6 +96,7 @@ TEST_CASE("a copy-up that a limit has no room for copies nothing, not even folde
 }
 
 TEST_CASE("a lower file that is cut costs what stays of it", "[fuse][quota][upper]") {
+    if (!test::is_root()) return;
     Upper upper;
     test::DirectoryUnion at(upper.folders);
     REQUIRE(at.fs->set_quota({.bytes = kBlock}));
@@ -101,6 +105,7 @@ TEST_CASE("a lower file that is cut costs what stays of it", "[fuse][quota][uppe
 }
 
 TEST_CASE("inodes of an upper are counted, whiteouts too, and removing is never refused", "[fuse][quota][upper]") {
+    if (!test::is_root()) return;
     Upper upper;
     test::DirectoryUnion at(upper.folders);
     REQUIRE(at.fs->set_quota({.inodes = 2}));
@@ -129,6 +134,7 @@ TEST_CASE("inodes of an upper are counted, whiteouts too, and removing is never 
 
 TEST_CASE("what an upper held before counts, and the account is the same at the next mount",
           "[fuse][quota][upper][quota.upper]") {
+    if (!test::is_root()) return;
     Upper upper;
     test::write_text(upper.folders.upper + "/before", std::string(2 * kBlock, 'x'));
     QuotaUsage account;
@@ -151,6 +157,7 @@ TEST_CASE("what an upper held before counts, and the account is the same at the 
 }
 
 TEST_CASE("a file that was removed stays in the account of an upper until it is forgotten", "[fuse][quota][upper]") {
+    if (!test::is_root()) return;
     Upper upper;
     test::DirectoryUnion at(upper.folders);
     REQUIRE(at.fs->set_quota({.bytes = 10 * kBlock}));
@@ -163,6 +170,7 @@ TEST_CASE("a file that was removed stays in the account of an upper until it is 
 }
 
 TEST_CASE("on a disk too a limit holds for folders, and what was made over it is taken back", "[fuse][quota][upper]") {
+    if (!test::is_root()) return;
     const test::TempDir folder;  // Where folders may take blocks.
     const auto folders = test::make_folders(folder.path());
     test::DirectoryUnion at(folders);
