@@ -20,7 +20,6 @@ namespace lamina::store {
 
 namespace {
 
-constexpr std::size_t kWindowBytes = 32 << 10;
 constexpr std::array<char, 8> kMagic = {'L', 'A', 'M', 'I', 'N', 'A', 'P', '1'};
 constexpr std::size_t kMaxPoints = 1 << 20;
 constexpr int kWindowLevel = 12;
@@ -63,7 +62,7 @@ std::vector<std::byte> compressed(std::span<const std::byte> window) {
 
 std::vector<std::byte> decompressed(std::span<const std::byte> window) {
     if (window.empty()) return {};
-    std::vector<std::byte> out(kWindowBytes);
+    std::vector<std::byte> out(Inflater::kWindowBytes);
     const std::size_t size = ::ZSTD_decompress(out.data(), out.size(), window.data(), window.size());
     if (::ZSTD_isError(size)) refuse("a window is damaged");
     out.resize(size);
@@ -99,9 +98,9 @@ public:
                 if (*stream.next_in == 0) return;  // Padding behind the last member.
                 is_between_members_ = false;
             }
-            if (ring_at_ == kWindowBytes) ring_at_ = 0;
+            if (ring_at_ == Inflater::kWindowBytes) ring_at_ = 0;
             stream.next_out = reinterpret_cast<Bytef*>(ring_.data() + ring_at_);
-            stream.avail_out = static_cast<uInt>(kWindowBytes - ring_at_);
+            stream.avail_out = static_cast<uInt>(Inflater::kWindowBytes - ring_at_);
             const uInt in_before = stream.avail_in;
             const uInt out_before = stream.avail_out;
             const auto rest = in.last(in_before);
@@ -114,7 +113,7 @@ public:
             tar_bytes_ += made;
             if (newest_) {
                 newest_->behind.insert(newest_->behind.end(), consumed.begin(), consumed.end());
-                if (tar_bytes_ >= points.back().tar_offset + kWindowBytes) end();
+                if (tar_bytes_ >= points.back().tar_offset + Inflater::kWindowBytes) end();
             }
             if (status == Z_STREAM_END) {
                 inflater_.reset(Inflater::kAnyHeader);
@@ -138,10 +137,10 @@ private:
         return points.empty() || tar_bytes_ >= points.back().tar_offset + AccessPoints::kSpacingBytes;
     }
     void add_point(std::uint32_t bits) {
-        const std::size_t size = static_cast<std::size_t>(std::min<std::uint64_t>(tar_bytes_, kWindowBytes));
+        const std::size_t size = static_cast<std::size_t>(std::min<std::uint64_t>(tar_bytes_, Inflater::kWindowBytes));
         std::vector<std::byte> window;
         for (std::size_t i = 0; i < size; ++i) {
-            window.push_back(ring_[(ring_at_ + kWindowBytes - size + i) % kWindowBytes]);
+            window.push_back(ring_[(ring_at_ + Inflater::kWindowBytes - size + i) % Inflater::kWindowBytes]);
         }
         points.push_back({.tar_offset = tar_bytes_, .blob_offset = blob_bytes_, .bits = bits, .window = {}});
         newest_ = Newest{.begin = {bits, last_byte_}, .window = std::move(window), .behind = {}};
@@ -154,7 +153,7 @@ private:
         std::vector<std::byte> behind;  ///< Blob bytes.
     };
     Inflater inflater_{Inflater::kAnyHeader};
-    std::vector<std::byte> ring_ = std::vector<std::byte>(kWindowBytes);
+    std::vector<std::byte> ring_ = std::vector<std::byte>(Inflater::kWindowBytes);
     std::size_t ring_at_ = 0;
     std::uint64_t blob_bytes_ = 0;
     std::uint64_t tar_bytes_ = 0;
@@ -346,7 +345,8 @@ AccessPoints AccessPoints::parse(std::span<const std::byte> file) {
     for (std::uint32_t i = 0; i < header.point_count; ++i) {
         if (window_sizes[i] == 0) continue;
         if (window_sizes[i] > file.size()) refuse("the file is cut short");
-        if (::ZSTD_getFrameContentSize(file.data(), window_sizes[i]) > kWindowBytes) refuse("a window is too large");
+        const auto raw_bytes = ::ZSTD_getFrameContentSize(file.data(), window_sizes[i]);
+        if (raw_bytes > Inflater::kWindowBytes) refuse("a window is too large");
         all.points[i].window.assign(file.begin(), file.begin() + window_sizes[i]);
         file = file.subspan(window_sizes[i]);
     }

@@ -9,8 +9,6 @@ namespace lamina::store {
 
 namespace {
 
-constexpr std::size_t kWindowBytes = 32 << 10;
-
 class Reader {
 public:
     Reader(std::size_t window_bytes, const BitBegin& begin, std::span<const std::byte> behind)
@@ -20,7 +18,7 @@ public:
     template <class ByteAt>
     std::vector<std::byte> after(const ByteAt& byte_at) {
         for (std::size_t i = 0; i < window_.size(); ++i) window_[i] = static_cast<std::byte>(byte_at(i));
-        std::vector<std::byte> out(kWindowBytes);
+        std::vector<std::byte> out(Inflater::kWindowBytes);
         Inflater inflater(Inflater::kRaw);
         inflater.begin(begin_, window_);
         inflater.set_input(behind_);

@@ -23,6 +23,7 @@ class Inflater {
 public:
     static constexpr int kAnyHeader = 15 + 32;  ///< The largest window, and gzip headers are read.
     static constexpr int kRaw = -15;
+    static constexpr std::size_t kWindowBytes = 32 << 10;  ///< As far back as a deflated byte may refer.
 
     explicit Inflater(int window_bits) {
         if (::inflateInit2(&stream_, window_bits) != Z_OK) throw std::bad_alloc();
