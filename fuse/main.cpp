@@ -6,7 +6,6 @@
 #include "fuse/mount_options.h"
 #include "fuse/mount_reader.h"
 #include "fuse/mount_server.h"
-#include "store/digest.h"
 #include "store/error.h"
 #include "store/file_ops.h"
 
@@ -65,7 +64,6 @@ int serve(ServerOptions options, char** arguments) {
     if (options.stack.is_wanted()) return serve_folders(options);
     unionfs::resolve_paths(options);
     auto background = unionfs::Background::go(!options.stays_in_foreground);
-    store::Digest::of({});  // What makes digests takes 10 ms to get ready: once, not in every server that comes.
     unionfs::HolderLink holder = unionfs::hold({.arguments = arguments,
                                                 .mount_folder = options.mount_folder.c_str(),
                                                 .mountpoint = options.mountpoint.c_str(),

@@ -594,6 +594,7 @@ void Index::record_use(std::int64_t image, std::int64_t unix_seconds) {
     for (Rows rows = impl_->last_use_.run(); rows.next();) last = rows.integer(0);
     const std::int64_t since = unix_seconds - row.used_at;
     if (row.use_order == last && since >= 0 && since < kSameUseSeconds) return;
+    const UnsyncedCommits unsynced(impl_->database_);
     Transaction transaction(impl_->database_);
     impl_->record_use(image, unix_seconds);
     transaction.commit();

@@ -132,7 +132,8 @@ public:
     void remove_image(std::int64_t image);  ///< Row and names; layers and tree stay for gc.
     void hide_image(std::int64_t image);    ///< Names and pin go, the row stays as removed.
     void set_pinned(std::int64_t image, bool is_pinned);
-    /// Makes it the one that was used last. Costs nothing when it was so within the last minute. not_found.
+    /// Makes it the one that was used last. Costs nothing when it was so within the last minute, and does not wait for
+    /// the disk: a power cut may undo it. not_found.
     void record_use(std::int64_t image, std::int64_t unix_seconds);
 
     ScrubState scrub_state();

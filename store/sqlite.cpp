@@ -173,4 +173,12 @@ void Transaction::commit() {
     fault_point("sql committed", database_.path());
 }
 
+UnsyncedCommits::UnsyncedCommits(Database& database) : database_(database) {
+    database_.execute("PRAGMA synchronous=NORMAL");
+}
+
+UnsyncedCommits::~UnsyncedCommits() {
+    database_.execute("PRAGMA synchronous=FULL");
+}
+
 }  // namespace lamina::store

@@ -118,4 +118,17 @@ private:
     bool is_open_ = true;
 };
 
+/// While one lives, a commit waits for no disk: after a power cut the database is whole, but what was committed last may
+/// be missing, up to the next commit without it. Not inside of a transaction.
+class UnsyncedCommits {
+public:
+    explicit UnsyncedCommits(Database& database);
+    ~UnsyncedCommits();  ///< Ends the process rather than leave later commits unsynced, if there is no memory for it.
+    UnsyncedCommits(const UnsyncedCommits&) = delete;
+    UnsyncedCommits& operator=(const UnsyncedCommits&) = delete;
+
+private:
+    Database& database_;
+};
+
 }  // namespace lamina::store
