@@ -118,8 +118,8 @@ private:
     bool is_open_ = true;
 };
 
-/// While one lives, a commit waits for no disk: after a power cut the database is whole, but what was committed last may
-/// be missing, up to the next commit without it. Not inside of a transaction.
+/// While one lives, a commit waits for no disk: after a power cut the database is whole, but what was committed last
+/// may be missing, up to the next commit without it. Not inside of a transaction.
 class UnsyncedCommits {
 public:
     explicit UnsyncedCommits(Database& database);
