@@ -180,7 +180,7 @@ const char* const kServerHelp =
     "  --state DIR   the mount's folder in the store\n"
     "  -f            stay in the foreground        -d  likewise, and print each request\n"
     "  -o ro         read-only                     -o dev, nosuid  device files work; set-id bits do not\n"
-    "  -o cache=64M  memory for file data          -o reader=plain  never the quiet reading thread\n"
+    "  -o cache=8M  memory for file data           -o reader=plain  never the quiet reading thread\n"
     "  -o quota=BYTES[:INODES]  what the changes may take; K, M, G, T; 0: no limit, but one can be set later\n"
     "  --quota       the limits and what is used, as JSON; --quota=BYTES[:INODES] sets new ones\n"
     "  --stats       the running server's counters, as JSON\n"

@@ -26,7 +26,7 @@ struct ServerOptions {
     bool allows_devices = false;                           ///< -o dev
     bool allows_set_id = true;                             ///< -o nosuid takes it away; ordinary users never have it.
     QuietReader quiet_reader = QuietReader::when_it_pays;  ///< -o reader=auto|plain|eager
-    std::uint64_t cache_bytes = std::uint64_t{64} << 20;   ///< -o cache=64M
+    std::uint64_t cache_bytes = std::uint64_t{8} << 20;  ///< -o cache=8M
     unsigned watchdog_ms = 60'000;                         ///< -o watchdog=SECONDS: see HolderOptions. 0: never.
     bool allows_resend = true;                             ///< -o resend=off: as on a kernel that cannot.
     std::optional<QuotaLimits> quota;                      ///< -o quota=; with Action::quota: the new one.

@@ -2,6 +2,7 @@
 
 #include "store/chunk_index.h"
 #include "store/error.h"
+#include "store/frame_ahead.h"
 #include "store/frame_cache.h"
 #include "store/pack_reader.h"
 
@@ -17,8 +18,10 @@ namespace {
 
 class PackedChunkStore final : public ChunkStore {
 public:
-    PackedChunkStore(const std::string& packs_folder, std::uint64_t cache_bytes)
-        : packs_folder_(packs_folder), index_(packs_folder), files_(packs_folder), cache_(cache_bytes) {}
+    PackedChunkStore(const std::string& packs_folder, std::uint64_t cache_bytes, Ahead ahead)
+        : packs_folder_(packs_folder), index_(packs_folder), files_(packs_folder), cache_(cache_bytes) {
+        if (ahead == Ahead::yes) ahead_.emplace([this](const FrameKey& frame) { return load_ahead(frame); });
+    }
 
     std::optional<ChunkPlace> find(const ChunkId& chunk) override {
         const auto seen = index_.snapshot();
@@ -93,6 +96,7 @@ private:
     void copy(const ChunkId& chunk, const ChunkPlace& place, std::uint32_t offset_bytes, std::span<std::byte> out) {
         const FrameKey key{place.pack, place.frame_offset_bytes};
         const auto frame = cache_.get(key, [&] { return files_.read_frame(place); });
+        if (ahead_) ahead_->touched(key, place.frame_offset_bytes + place.frame_size_bytes);
         const std::span<const std::byte> bytes = frame->bytes_at(chunk, place.offset_in_frame_bytes);
         if (bytes.empty()) {  // The index is wrong, and the frame's own table shows it.
             throw Error(Errc::corrupt, frame_name(place.pack, place.frame_offset_bytes) + ": chunk " +
@@ -102,6 +106,15 @@ private:
             throw Error(Errc::internal, "chunk " + chunk.digest.hex() + ": read past its end");
         }
         std::copy_n(bytes.begin() + offset_bytes, out.size(), out.begin());
+    }
+
+    std::uint64_t load_ahead(const FrameKey& frame) {
+        const std::uint32_t size_bytes = files_.frame_size_bytes(frame);
+        if (size_bytes == 0) return 0;
+        const ChunkPlace place{
+            .pack = frame.pack, .frame_offset_bytes = frame.offset_bytes, .frame_size_bytes = size_bytes};
+        cache_.get(frame, [&] { return files_.read_frame(place); });
+        return frame.offset_bytes + size_bytes;
     }
 
     /// After `tried` failed: every other place that the index names now, and as long as there is a newer index that of
@@ -134,12 +147,13 @@ private:
     ChunkIndex index_;
     PackFiles files_;
     FrameCache cache_;
+    std::optional<FrameAhead> ahead_;  // Last: its thread uses the rest.
 };
 
 }  // namespace
 
-std::unique_ptr<ChunkStore> ChunkStore::open(const std::string& packs_folder, std::uint64_t cache_bytes) {
-    return std::make_unique<PackedChunkStore>(packs_folder, cache_bytes);
+std::unique_ptr<ChunkStore> ChunkStore::open(const std::string& packs_folder, std::uint64_t cache_bytes, Ahead ahead) {
+    return std::make_unique<PackedChunkStore>(packs_folder, cache_bytes, ahead);
 }
 
 std::vector<std::string> check_chunk_index(const std::string& packs_folder) {

@@ -40,8 +40,11 @@ struct FinishedPack {
 /// before it gives up, so that mounts see what was added after they started.
 class ChunkStore : public ChunkSource {
 public:
-    /// `cache_bytes` bounds the decompressed frames that are kept. Creates nothing.
-    static std::unique_ptr<ChunkStore> open(const std::string& packs_folder, std::uint64_t cache_bytes);
+    enum class Ahead : std::uint8_t { no, yes };
+    /// `cache_bytes` bounds the decompressed frames that are kept; Ahead::yes: also of what is read next (frame_ahead.h).
+    /// Creates nothing.
+    static std::unique_ptr<ChunkStore> open(const std::string& packs_folder, std::uint64_t cache_bytes,
+                                            Ahead ahead = Ahead::no);
     ~ChunkStore() override = default;
 
     virtual std::optional<ChunkPlace> find(const ChunkId& chunk) = 0;

@@ -5,6 +5,7 @@
 #include <zstd.h>
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <new>
 #include <string>
@@ -184,6 +185,16 @@ void PackFiles::read_packed(const ChunkPlace& place, std::span<std::byte> out) {
     } catch (const Error& error) {  // Which frame it is is known here only.
         throw with_context(error, frame_name(place.pack, place.frame_offset_bytes));
     }
+}
+
+std::uint32_t PackFiles::frame_size_bytes(const FrameKey& frame) {
+    std::array<std::byte, sizeof(format::FrameHeader)> bytes;
+    const std::shared_ptr<const UniqueFd> fd = open(frame.pack);
+    const std::string path = pack_path(packs_folder_, frame.pack);
+    if (read_some(fd->get(), frame.offset_bytes, bytes, path) < bytes.size()) return 0;
+    const auto header = format::load<format::FrameHeader>(bytes, 0);
+    const bool is_one = header.magic == format::kFrameMagic && header.frame_size_bytes <= format::kMaxFrameBytes;
+    return is_one ? header.frame_size_bytes : 0;
 }
 
 std::shared_ptr<const Frame> PackFiles::read_frame(const ChunkPlace& place) {

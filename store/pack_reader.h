@@ -51,6 +51,8 @@ public:
     explicit PackFiles(std::string packs_folder, std::size_t limit = kDefaultLimit);
     /// Reads, checks and unpacks a frame. Throws not_found when there is no such pack, corrupt with the frame's name.
     std::shared_ptr<const Frame> read_frame(const ChunkPlace& place);
+    /// How large the frame is that begins there. 0: none does.
+    std::uint32_t frame_size_bytes(const FrameKey& frame);
     /// The frame's bytes as they lie in the pack, unchecked; `out` is as large as the frame.
     void read_packed(const ChunkPlace& place, std::span<std::byte> out);
     std::size_t open_count();

@@ -36,7 +36,7 @@ private:
 std::unique_ptr<ReadView> ReadView::open(const std::string& store_root, const TreeDigest& tree,
                                          std::uint64_t cache_bytes, std::unique_ptr<ChunkFetcher> fetcher) {
     auto opened = ImageTree::open(store_root + "/trees/" + tree.digest.hex() + ".tree", tree);
-    auto chunks = ChunkStore::open(store_root + "/packs", cache_bytes);
+    auto chunks = ChunkStore::open(store_root + "/packs", cache_bytes, ChunkStore::Ahead::yes);
     if (!fetcher) return make_read_view(std::move(opened), std::move(chunks));
     return make_read_view(std::move(opened), std::make_unique<FetchingChunks>(std::move(chunks), std::move(fetcher)));
 }
