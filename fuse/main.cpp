@@ -131,7 +131,7 @@ int serve_next(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    // File data comes and goes in pieces of 256 KiB: given back to the system and asked for again, each costs 64 faults.
+    // File data comes and goes in pieces of 256 KiB: each that is given back and asked for again costs 64 page faults.
     ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
     ::mallopt(M_TRIM_THRESHOLD, 1 << 20);
     const bool is_next = argc >= 4 && std::string_view(argv[1]).starts_with(kHandedOver);

@@ -41,8 +41,8 @@ struct FinishedPack {
 class ChunkStore : public ChunkSource {
 public:
     enum class Ahead : std::uint8_t { no, yes };
-    /// `cache_bytes` bounds the decompressed frames that are kept; Ahead::yes: also of what is read next (frame_ahead.h).
-    /// Creates nothing.
+    /// `cache_bytes` bounds the decompressed frames that are kept; Ahead::yes: of what is read next, too
+    /// (frame_ahead.h). Creates nothing.
     static std::unique_ptr<ChunkStore> open(const std::string& packs_folder, std::uint64_t cache_bytes,
                                             Ahead ahead = Ahead::no);
     ~ChunkStore() override = default;

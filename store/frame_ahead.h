@@ -13,8 +13,8 @@
 namespace lamina::store {
 
 /// Unpacks the frames behind the one that is read, for whoever reads one after the other, in a thread of its own that
-/// starts when there is a first one to follow. Files lie in packs in the order of their paths, so that this serves large
-/// files and walks through many small ones. Thread-safe.
+/// starts when there is a first one to follow. Files lie in packs in the order of their paths, so that this serves
+/// large files and walks through many small ones. Thread-safe.
 class FrameAhead {
 public:
     static constexpr std::uint64_t kWindowBytes = 512 << 10;  ///< How far, of packed bytes.
@@ -33,8 +33,8 @@ public:
 
 private:
     struct Reader {
-        FrameKey frame;               ///< That it was at last.
-        std::uint64_t end_bytes = 0;  ///< Of that.
+        FrameKey frame;                 ///< That it was at last.
+        std::uint64_t end_bytes = 0;    ///< Of that.
         std::uint64_t ahead_bytes = 0;  ///< So far the frames are unpacked.
         bool is_followed = false;       ///< It has read two frames in a row, and the pack goes on.
         bool wants_more() const { return is_followed && ahead_bytes < end_bytes + kWindowBytes; }

@@ -130,7 +130,7 @@ std::size_t read_mapped(const std::string& path) {
 
 const std::map<std::string, std::size_t (*)(const std::string&)>& actions() {
     static const std::map<std::string, std::size_t (*)(const std::string&)> all{
-        {"walk", walk},       {"readdir", list},          {"stat", stat_path},      {"missing", look_for_missing},
+        {"walk", walk},           {"readdir", list},         {"stat", stat_path},        {"missing", look_for_missing},
         {"files", open_and_read}, {"sequential", read_file}, {"random", read_at_random}, {"mapped", read_mapped}};
     return all;
 }
@@ -139,7 +139,7 @@ const std::map<std::string, std::size_t (*)(const std::string&)>& actions() {
 
 int main(int argc, char** argv) {
     if (argc != 4 || !actions().contains(argv[1])) {
-        std::fprintf(stderr, "usage: read_worker walk|readdir|stat|missing|files|sequential|random|mapped FOLDER PATHS\n");
+        std::fputs("usage: read_worker walk|readdir|stat|missing|files|sequential|random|mapped FOLDER PATHS\n", stderr);
         return 2;
     }
     std::vector<std::string> paths;
