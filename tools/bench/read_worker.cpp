@@ -139,7 +139,7 @@ const std::map<std::string, std::size_t (*)(const std::string&)>& actions() {
 
 int main(int argc, char** argv) {
     if (argc != 4 || !actions().contains(argv[1])) {
-        std::fputs("usage: read_worker walk|readdir|stat|missing|files|sequential|random|mapped FOLDER PATHS\n", stderr);
+        std::fputs("usage: read_worker ACTION FOLDER PATHS; see tools/bench/read\n", stderr);
         return 2;
     }
     std::vector<std::string> paths;
