@@ -201,6 +201,108 @@ struct FetchRequest {
 };
 BOOST_DESCRIBE_STRUCT(FetchRequest, (), (mount, chunk))
 
+/// What was fetched of a layer for one purpose from one source. Times are microseconds, here and below.
+struct ExplainedFetch {
+    std::string kind;  ///< "waited", "ahead", "trace", "rest"
+    std::string source;
+    std::uint64_t requests = 0;
+    std::uint64_t failures = 0;
+    std::uint64_t bytes = 0;
+    std::int64_t first_byte_us = 0;  ///< Until a reply begins, on an average.
+    std::int64_t transfer_us = 0;    ///< From first bytes to last ones, in all.
+};
+BOOST_DESCRIBE_STRUCT(ExplainedFetch, (), (kind, source, requests, failures, bytes, first_byte_us, transfer_us))
+
+struct ExplainedShare {
+    std::string image;
+    std::uint64_t bytes = 0;
+};
+BOOST_DESCRIBE_STRUCT(ExplainedShare, (), (image, bytes))
+
+struct ExplainedLayer {
+    std::string diff_id;
+    std::string state;  ///< As of an image.
+    std::string why;    ///< Why it is not lazy, or quarantined.
+    std::uint64_t blob_bytes = 0;
+    std::uint64_t chunk_bytes = 0;  ///< The sum of the next five: of files, each chunk once.
+    std::uint64_t missing_bytes = 0;
+    std::uint64_t waited_bytes = 0;
+    std::uint64_t prefetched_bytes = 0;
+    std::uint64_t rest_bytes = 0;
+    std::uint64_t local_bytes = 0;
+    std::uint64_t shared_bytes = 0;
+    std::vector<ExplainedShare> shares;
+    std::vector<ExplainedFetch> fetched;
+};
+BOOST_DESCRIBE_STRUCT(ExplainedLayer, (),
+                      (diff_id, state, why, blob_bytes, chunk_bytes, missing_bytes, waited_bytes, prefetched_bytes,
+                       rest_bytes, local_bytes, shared_bytes, shares, fetched))
+
+struct ExplainedRequest {
+    std::string layer;
+    std::string kind;
+    std::string source;
+    std::uint64_t blob_first = 0;
+    std::uint64_t blob_end = 0;
+    std::int64_t sent_us = 0;  ///< Unix time, like the next.
+    std::int64_t first_byte_us = 0;
+    std::int64_t end_us = 0;
+    std::uint64_t bytes = 0;
+    std::uint64_t failures = 0;
+    std::string error;
+};
+BOOST_DESCRIBE_STRUCT(ExplainedRequest, (),
+                      (layer, kind, source, blob_first, blob_end, sent_us, first_byte_us, end_us, bytes, failures,
+                       error))
+
+struct ExplainedWait {
+    std::string layer;
+    std::string chunk;
+    std::uint64_t size_bytes = 0;
+    std::vector<std::string> paths;
+    std::int64_t begin_us = 0;
+    std::int64_t end_us = 0;
+    std::int64_t request_us = 0;  ///< When that was sent which brought it; 0: nothing did.
+    std::string kind;             ///< Of that.
+    std::string error;
+};
+BOOST_DESCRIBE_STRUCT(ExplainedWait, (), (layer, chunk, size_bytes, paths, begin_us, end_us, request_us, kind, error))
+
+struct ExplainedStart {
+    std::string mount;  ///< ID; empty: no start is known.
+    std::int64_t begun_us = 0;
+    std::int64_t end_us = 0;
+    std::int64_t last_wait_us = 0;
+    std::int64_t wait_us = 0;
+    std::uint64_t wait_count = 0;
+    std::uint64_t waited_bytes = 0;
+    std::uint64_t prefetched_bytes = 0;
+    std::uint64_t rest_bytes = 0;
+    std::uint64_t fetched_bytes = 0;
+    std::uint64_t request_count = 0;
+    bool reads_known = false;
+    std::uint64_t read_bytes = 0;
+    std::uint64_t unread_bytes = 0;
+    std::vector<ExplainedRequest> requests;
+    std::vector<ExplainedWait> waits;
+    std::vector<ExplainedWait> longest_waits;
+};
+BOOST_DESCRIBE_STRUCT(ExplainedStart, (),
+                      (mount, begun_us, end_us, last_wait_us, wait_us, wait_count, waited_bytes, prefetched_bytes,
+                       rest_bytes, fetched_bytes, request_count, reads_known, read_bytes, unread_bytes, requests, waits,
+                       longest_waits))
+
+struct Explanation {
+    std::string image;
+    std::string id;
+    std::string path;  ///< Empty: all of the image.
+    std::uint64_t size_bytes = 0;
+    std::vector<ExplainedLayer> layers;
+    ExplainedStart start;
+    std::vector<std::string> hints;
+};
+BOOST_DESCRIBE_STRUCT(Explanation, (), (image, id, path, size_bytes, layers, start, hints))
+
 struct GcRequest {
     bool dry_run = false;
 };
@@ -404,6 +506,7 @@ inline constexpr std::string_view kPush = "/v1/push";
 inline constexpr std::string_view kComplete = "/v1/complete";
 inline constexpr std::string_view kFetch = "/v1/fetch";
 inline constexpr std::string_view kCommit = "/v1/commit";
+inline constexpr std::string_view kExplain = "/v1/explain";
 inline constexpr std::string_view kUsage = "/v1/usage";
 inline constexpr std::string_view kGc = "/v1/gc";
 inline constexpr std::string_view kVerify = "/v1/verify";

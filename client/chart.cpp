@@ -4,6 +4,7 @@
 #include "client/chart.h"
 
 #include "client/output.h"
+#include "client/svg.h"
 #include "client/treemap.h"
 
 #include <fmt/format.h>
@@ -32,30 +33,17 @@ constexpr std::size_t kMostRows = 40;    // Images that are listed.
 constexpr std::size_t kMostPairs = 14;   // Images that are compared with each other.
 constexpr std::size_t kMostNameLetters = 34;
 
-constexpr std::string_view kStyle = R"(<style>
-  text { font-family: "DejaVu Sans", "Helvetica Neue", Arial, sans-serif; font-size: 13px; fill: #1f2430; }
-  .page { fill: #ffffff; }
-  .heading { font-size: 22px; font-weight: bold; }
-  .quiet { fill: #5b6475; }
+constexpr std::string_view kStyle = R"(
   .inside { fill: #14171f; }
-  .line { stroke: #d5d9e2; stroke-width: 1; }
   .area { stroke: #ffffff; stroke-width: 1.5; }
   .own { fill: #c3c9d4; }
   .plate { fill: #ffffff; fill-opacity: 0.8; }
-  .track { fill: #e9ecf2; }
   .pair { fill: #3f7fc4; }
   @media (prefers-color-scheme: dark) {
-    text { fill: #e8ebf2; }
-    .page { fill: #14171f; }
-    .quiet { fill: #a3acbd; }
-    .inside { fill: #14171f; }
-    .line { stroke: #343b49; }
     .area { stroke: #14171f; }
     .own { fill: #8791a3; }
-    .track { fill: #272d39; }
     .pair { fill: #6aa5e3; }
   }
-</style>
 )";
 
 constexpr std::array<std::string_view, 12> kColours{"#7fb4e6", "#f3b26b", "#8fce8b", "#e995a8", "#b9a3e8", "#70cfc3",
@@ -63,37 +51,6 @@ constexpr std::array<std::string_view, 12> kColours{"#7fb4e6", "#f3b26b", "#8fce
 
 std::string_view colour_of(std::size_t image) {
     return kColours[image % kColours.size()];
-}
-
-/// For text and attributes of XML.
-std::string escaped(std::string_view text) {
-    std::string out;
-    for (const char letter : printable(text)) {
-        if (letter == '&') {
-            out += "&amp;";
-        } else if (letter == '<') {
-            out += "&lt;";
-        } else if (letter == '>') {
-            out += "&gt;";
-        } else if (letter == '"') {
-            out += "&quot;";
-        } else {
-            out += letter;
-        }
-    }
-    return out;
-}
-
-/// At most so many letters (of UTF-8), the last of them "…" when some are missing.
-std::string cut(const std::string& text, std::size_t limit) {
-    std::size_t letters = 0;
-    std::size_t keep = 0;
-    for (std::size_t at = 0; at < text.size(); ++at) {
-        if ((static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) continue;
-        if (++letters == limit) keep = at;
-    }
-    if (letters <= limit) return text;
-    return limit == 0 ? std::string() : text.substr(0, keep) + "…";
 }
 
 std::string name_of(const api::ImageUsage& image) {
@@ -145,12 +102,12 @@ public:
         draw_areas();
         draw_images();
         draw_pairs();
-        return fmt::format(
-                   "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1:.0f}\" width=\"{0}\" "
-                   "height=\"{1:.0f}\" role=\"img\">\n<title>What the store has on disk</title>\n",
-                   kWidth, at_ + kMargin) +
-               std::string(kStyle) + "<defs>\n" + patterns_ + "</defs>\n" +
-               "<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n" + body_ + "</svg>\n";
+        return svg_page({.title = "What the store has on disk",
+                         .width = kWidth,
+                         .height = at_ + kMargin,
+                         .style = kStyle,
+                         .definitions = patterns_,
+                         .body = body_});
     }
 
 private:
@@ -176,7 +133,7 @@ private:
 };
 
 void Chart::text(double x, double y, const std::string& classes, const std::string& words) {
-    body_ += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" {}>{}</text>\n", x, y, classes, escaped(words));
+    body_ += svg_text(x, y, classes, words);
 }
 
 std::uint64_t Chart::total_bytes() const {
@@ -224,7 +181,7 @@ void Chart::draw_area(const Area& area, const Rectangle& place) {
         "<rect class=\"area{}\" x=\"{:.2f}\" y=\"{:.2f}\" width=\"{:.2f}\" height=\"{:.2f}\" rx=\"2\" {} "
         "data-bytes=\"{}\"><title>{}: {} ({} bytes)</title></rect>\n",
         area.images.empty() ? " own" : "", place.x, place.y, place.width, place.height, fill_of(area), area.bytes,
-        escaped(area.title), human_bytes(area.bytes), area.bytes);
+        svg_escaped(area.title), human_bytes(area.bytes), area.bytes);
     draw_label(area, place);
 }
 
@@ -233,8 +190,8 @@ void Chart::draw_label(const Area& area, const Rectangle& place) {
     constexpr double kLeast = 70;
     if (place.width < kLeast || place.height < 2 * kLine + 8) return;
     const auto letters = static_cast<std::size_t>((place.width - 20) / kLetterWidth);
-    const std::string title = cut(area.title, letters);
-    const std::string size = cut(human_bytes(area.bytes), letters);
+    const std::string title = svg_cut(area.title, letters);
+    const std::string size = svg_cut(human_bytes(area.bytes), letters);
     if (area.images.size() > 1) {
         const double width = std::min(place.width - 8, kLetterWidth * static_cast<double>(title.size()) + 14);
         body_ += fmt::format(
@@ -282,7 +239,7 @@ void Chart::draw_row(std::size_t image, double scale_bytes) {
     bar(0, 14, 1);
     bar(300, width(row.unique_bytes), 1);
     bar(300 + width(row.unique_bytes), width(shared_bytes), 0.4);
-    text(kMargin + 24, base, "", cut(name_of(row), kMostNameLetters));
+    text(kMargin + 24, base, "", svg_cut(name_of(row), kMostNameLetters));
     const auto number = [&](double x, std::uint64_t bytes) {
         text(kMargin + x, base, R"(text-anchor="end")", human_bytes(bytes));
     };
@@ -321,7 +278,7 @@ void Chart::draw_pairs() {
     for (std::size_t row = 0; row < count; ++row) {
         body_ += fmt::format("<rect x=\"{}\" y=\"{:.1f}\" width=\"14\" height=\"14\" rx=\"2\" fill=\"{}\"/>\n", kMargin,
                              at_ + 6, colour_of(row));
-        text(kMargin + 24, at_ + 17, "", cut(name_of(usage_.images[row]), kMostNameLetters));
+        text(kMargin + 24, at_ + 17, "", svg_cut(name_of(usage_.images[row]), kMostNameLetters));
         for (std::size_t column = 0; column < count; ++column) {
             draw_pair_cell(
                 row, column,

@@ -28,6 +28,7 @@ struct CommandContext {
     Globals& globals;
     std::function<void()>& run;
 };
+void add_explain_command(const CommandContext& context);
 void add_image_commands(const CommandContext& context);
 void add_mount_commands(const CommandContext& context);
 void add_registry_commands(const CommandContext& context);

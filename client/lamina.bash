@@ -1,7 +1,7 @@
 # bash completion for lamina
 _lamina() {
   local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command='' i
-  local commands='import pull complete push save images inspect tag rmi pin unpin ls cat mount umount mounts quota diff commit bundle run gc verify upkeep df daemon'
+  local commands='import pull complete push save images inspect tag rmi pin unpin ls cat mount umount mounts quota diff commit bundle run gc verify upkeep df explain daemon'
   local -a globals=()
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${COMP_WORDS[i]} in
@@ -41,7 +41,7 @@ _lamina() {
     gc) options+=' --dry-run' ;;
     verify) options+=' --data --repair' ;;
     upkeep) options+=' --scrub --rate' ;;
-    df) options+=' --chart' ;;
+    df|explain) options+=' --chart' ;;
     complete) options+=' --rate' ;;
   esac
   if [[ $word == -* ]]; then
@@ -60,10 +60,12 @@ _lamina() {
     inspect|tag|rmi|pin|unpin|ls|cat|mount|bundle|run|push|complete)
       names=$(_lamina_images)
       [[ $command == @(mount|bundle) && $COMP_CWORD -gt 2 ]] && { mapfile -t COMPREPLY < <(compgen -d -- "$word"); return; } ;;
-    umount|quota|diff|commit|mounts) names=$(lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}') ;;
+    umount|quota|diff|commit|mounts) names=$(_lamina_mounts) ;;
+    explain) names="$(_lamina_mounts) $(_lamina_images)" ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$names" -- "$word")
   [[ -n $prefix ]] && COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
 }
 _lamina_images() { lamina "${globals[@]}" images 2>/dev/null | awk 'NR > 1 && $1 != "<none>" {print $1}'; }
+_lamina_mounts() { lamina "${globals[@]}" mounts 2>/dev/null | awk 'NR > 1 {print $1}'; }
 complete -F _lamina lamina

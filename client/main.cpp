@@ -58,6 +58,7 @@ int main(int argument_count, char** arguments) {
     client::add_mount_commands(context);
     client::add_registry_commands(context);
     client::add_run_commands(context);
+    client::add_explain_command(context);
     client::add_upkeep_commands(context);
     for (CLI::App* const command : app.get_subcommands({})) command->fallthrough(!command->get_prefix_command());
     try {

@@ -3,14 +3,12 @@
 #include "client/chart.h"
 #include "client/commands.h"
 #include "client/output.h"
+#include "client/svg.h"
 
 #include <fmt/format.h>
 
-#include <cerrno>
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
-#include <fstream>
 #include <memory>
 #include <thread>
 
@@ -82,24 +80,11 @@ void run_upkeep(const Globals& globals, const api::UpkeepRequest& request) {
     }
 }
 
-void check_chart_path(const std::string& path) {
-    if (path.empty() || path.ends_with(".svg")) return;
-    throw api::FailureError({"usage", "chart " + path + ": only .svg is drawn; rsvg-convert makes a PNG of that"});
-}
-
-void write_chart(const std::string& path, const api::Usage& usage) {
-    std::ofstream file(path, std::ios::binary | std::ios::trunc);
-    file << usage_chart(usage);
-    file.close();
-    if (!file)
-        throw api::FailureError({"unavailable", "chart " + path + ": cannot be written: " + std::strerror(errno)});
-}
-
 void run_df(const Globals& globals, const std::string& chart_path) {
     check_chart_path(chart_path);
     const json::value reply = globals.connect().get(std::string(api::path::kUsage));
     const auto usage = api::parse_reply<api::Usage>(reply);
-    if (!chart_path.empty()) write_chart(chart_path, usage);
+    if (!chart_path.empty()) write_chart(chart_path, usage_chart(usage));
     if (globals.json) return print_json(reply);
     Table images({{"IMAGE"}, {"LOGICAL", true}, {"STORED", true}, {"UNIQUE", true}});
     for (const api::ImageUsage& image : usage.images) {

@@ -3,7 +3,9 @@
 
 #include "daemon/handlers.h"
 
+#include "daemon/explain.h"
 #include "daemon/log.h"
+#include "store/printable.h"
 
 #include <algorithm>
 #include <array>
@@ -25,20 +27,6 @@ constexpr std::string_view kBytes = "application/octet-stream";
 
 std::string line_of(std::string_view wrapper, json::value value) {
     return json::serialize(json::object{{wrapper, std::move(value)}}) + "\n";
-}
-
-std::string state_name(store::LayerState state) {
-    switch (state) {
-        case store::LayerState::verified:
-            return "verified";
-        case store::LayerState::complete:
-            return "complete";
-        case store::LayerState::lazy:
-            return "lazy";
-        case store::LayerState::quarantined:
-            return "quarantined";
-    }
-    return "quarantined";
 }
 
 api::Image image_of(const store::ImageSummary& summary) {
@@ -343,6 +331,23 @@ struct Handlers::Endpoint {
         call.reply(reply);
     }
 
+    /// A mount, by name, ID or mount point, goes before an image of that name.
+    static void explain(const Call& call) {
+        const std::string of = call.required("of");
+        store::ExplainRequest request{.image = of, .mount_id = {}, .path = call.parameter("path"), .read_chunks = {}};
+        if (const auto mount = call.self.mounts_.find_if(of)) {
+            request.mount_id = mount->id;
+            request.read_chunks = call.self.mounts_.reads(*mount);
+        }
+        try {
+            call.reply(explanation_of(call.self.store_.explain(request, call.stop)));
+        } catch (const Error& error) {  // What is no image may have been meant as a mount.
+            const bool is_unknown = error.code() == Errc::not_found || error.code() == Errc::malformed;
+            if (!is_unknown || !request.mount_id.empty() || !request.path.empty()) throw;
+            throw store::with_context(error, "no mount " + store::quote(of));
+        }
+    }
+
     static void gc(const Call& call) {
         const auto request = api::parse_request<api::GcRequest>(call.request.body);
         const store::GcReport report =
@@ -433,6 +438,7 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"POST", api::path::kComplete, kLines, Endpoint::complete},
         Endpoint{"POST", api::path::kFetch, kJson, Endpoint::fetch},
         Endpoint{"POST", api::path::kCommit, kLines, Endpoint::commit},
+        Endpoint{"GET", api::path::kExplain, kJson, Endpoint::explain},
         Endpoint{"GET", api::path::kUsage, kJson, Endpoint::usage},
         Endpoint{"POST", api::path::kGc, kLines, Endpoint::gc},
         Endpoint{"POST", api::path::kVerify, kLines, Endpoint::verify},

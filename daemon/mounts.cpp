@@ -33,6 +33,7 @@ constexpr auto kEndLimit = std::chrono::seconds(10);
 constexpr unsigned kCommitTries = 5;
 constexpr auto kLockLook = std::chrono::milliseconds(2);
 constexpr std::size_t kMaxProgramOutput = 4096;
+constexpr std::size_t kReadDigits = 16;
 constexpr std::time_t kPruneAgeSeconds = 60;  // A mount that its client is about to start has no server yet.
 
 void check_name(const std::string& name) {
@@ -182,14 +183,18 @@ std::vector<api::Mount> Mounts::list() const {
     return mounts;
 }
 
-api::Mount Mounts::find(const std::string& reference) const {
+std::optional<api::Mount> Mounts::find_if(const std::string& reference) const {
     std::optional<api::Mount> kept;
     for (const api::Mount& mount : described()) {
         if (mount.id == reference || mount.name == reference) return mount;
         // A folder may have been the mount point of several, one after the other: the one that runs is meant.
         if (mount.mountpoint == reference && (mount.running || !kept)) kept = mount;
     }
-    if (kept) return *kept;
+    return kept;
+}
+
+api::Mount Mounts::find(const std::string& reference) const {
+    if (auto found = find_if(reference)) return *std::move(found);
     throw Error(Errc::not_found, "no mount \"" + reference + "\"; lamina mounts lists them");
 }
 
@@ -335,6 +340,24 @@ api::Quota Mounts::quota(const std::string& reference, const std::optional<api::
     const auto reply = ask_server(mount.folder, question, kQuotaLimit);
     const auto number = [&](std::string_view key) { return reply.at(key).to_number<std::uint64_t>(); };
     return {number("bytes"), number("inodes"), number("used_bytes"), number("used_inodes")};
+}
+
+std::optional<std::unordered_set<std::string>> Mounts::reads(const api::Mount& mount) const {
+    if (!mount.running) return std::nullopt;
+    try {
+        const auto reply = ask_server(mount.folder, "reads", kStatsLimit);
+        if (!reply.at("known").as_bool()) return std::nullopt;
+        const boost::json::string& text = reply.at("chunks").as_string();
+        const std::string_view digits(text.data(), text.size());
+        std::unordered_set<std::string> chunks;
+        for (std::size_t at = 0; at + kReadDigits <= digits.size(); at += kReadDigits) {
+            chunks.emplace(digits.substr(at, kReadDigits));
+        }
+        return chunks;
+    } catch (const std::exception& error) {  // It has ended since, or is of an older version.
+        log::warning("mount " + mount.name + ": " + error.what());
+        return std::nullopt;
+    }
 }
 
 std::vector<std::string> Mounts::idle() const {

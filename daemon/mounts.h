@@ -9,6 +9,7 @@
 #include <set>
 #include <stop_token>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 namespace lamina::daemon {
@@ -23,6 +24,7 @@ public:
     std::vector<api::Mount> list() const;  ///< With what the running servers say of themselves.
     /// By name, id or mount point. not_found.
     api::Mount find(const std::string& reference) const;
+    std::optional<api::Mount> find_if(const std::string& reference) const;
     /// Ends the mount's server, which unmounts and syncs; its changes stay unless `is_discarded` or it was read-only.
     void unmount(const std::string& reference, bool is_discarded);
     /// Has the servers of all running mounts, or of one, replaced by ones of the mount program as it is now. What goes
@@ -35,6 +37,8 @@ public:
                                std::stop_token stop);
     /// Of a mount that runs; `set`: new limits first, which it keeps. unavailable: it does not run.
     api::Quota quota(const std::string& reference, const std::optional<api::QuotaRequest>& set) const;
+    /// First hex digits of the chunks that were read through a mount of a lazy image; nullopt: not known, or not now.
+    std::optional<std::unordered_set<std::string>> reads(const api::Mount& mount) const;
     /// Ids of read-only mounts that no longer run: they keep nothing, so their folders may go, at start and with gc.
     std::vector<std::string> idle() const;
     std::vector<std::string> running_images() const;  ///< IDs, each once.

@@ -7,11 +7,14 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <thread>
 
 namespace lamina::unionfs {
@@ -64,6 +67,25 @@ int status_of(const std::string& reply) {
 }
 
 }  // namespace
+
+void ReadChunks::add(const store::ChunkId& chunk) noexcept {
+    std::uint64_t prefix = 0;
+    for (const std::byte byte : chunk.digest.bytes().first<kPrefixBytes>()) {
+        prefix = prefix << 8 | std::to_integer<std::uint64_t>(byte);
+    }
+    try {
+        const std::lock_guard lock(mutex_);
+        if (prefixes_.size() < kMostChunks) prefixes_.insert(prefix);
+    } catch (const std::bad_alloc&) {  // Then it is not known that it was read.
+    }
+}
+
+std::string ReadChunks::text() const {
+    std::string text;
+    const std::lock_guard lock(mutex_);
+    for (const std::uint64_t prefix : prefixes_) text += fmt::format("{:016x}", prefix);
+    return text;
+}
 
 std::string DaemonLink::ask(const std::string& request, std::chrono::milliseconds limit) const {
     const std::vector<std::byte> path = store::read_file(store_root_ + "/socket", 4096);

@@ -3,18 +3,42 @@
 #include "store/read_view.h"
 
 #include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <unordered_set>
 
 namespace lamina::unionfs {
+
+/// Which chunks of a lazy image have been read, each once; of very many the first ones. For lamina explain.
+/// Thread-safe.
+class ReadChunks {
+public:
+    static constexpr std::size_t kMostChunks = 16'384;
+    static constexpr std::size_t kPrefixBytes = 8;
+
+    void add(const store::ChunkId& chunk) noexcept;
+    std::string text() const;  ///< Of each the first bytes, in hex digits, without anything between them.
+
+private:
+    mutable std::mutex mutex_;                    // Guards the next; a leaf.
+    std::unordered_set<std::uint64_t> prefixes_;  ///< Big-endian.
+};
 
 /// Asks the daemon of a mount's store for chunks that are not there (client/API.md, /v1/fetch). When no daemon answers,
 /// or the registry does not answer it, asks again until `limit` has passed. Thread-safe; each request has a connection
 /// of its own, to where <store root>/socket says, so that a new daemon is found.
 class DaemonLink : public store::ChunkFetcher {
 public:
-    DaemonLink(std::string store_root, std::string mount_id, std::chrono::milliseconds limit)
-        : store_root_(std::move(store_root)), mount_id_(std::move(mount_id)), limit_(limit) {}
+    /// `reads` may be null: then nothing is noted.
+    DaemonLink(std::string store_root, std::string mount_id, std::chrono::milliseconds limit,
+               std::shared_ptr<ReadChunks> reads = nullptr)
+        : store_root_(std::move(store_root)), mount_id_(std::move(mount_id)), limit_(limit), reads_(std::move(reads)) {}
     void fetch(const store::ChunkId& chunk) override;
+    void has_read(const store::ChunkId& chunk) noexcept override {
+        if (reads_) reads_->add(chunk);
+    }
 
 private:
     std::string ask(const std::string& request, std::chrono::milliseconds limit) const;
@@ -22,6 +46,7 @@ private:
     const std::string store_root_;
     const std::string mount_id_;
     const std::chrono::milliseconds limit_;
+    const std::shared_ptr<ReadChunks> reads_;
 };
 
 /// How long a read waits for a chunk that is not there.

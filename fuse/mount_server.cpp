@@ -60,6 +60,7 @@ public:
     Result<void> sync() { return fs_->sync(); }
     MountState& state() { return *state_; }
     const HolderLink& holder() const { return holder_; }
+    std::string reads() const;
     std::string quota(const ControlSession::Members& members);
     void stop(bool is_forced);
 
@@ -78,6 +79,7 @@ private:
     FolderLock lock_;
     const store::MountBase base_;
     const bool is_read_only_;
+    std::shared_ptr<ReadChunks> reads_;  ///< Null: the image is not lazy.
     std::unique_ptr<ImageView> view_;
     std::unique_ptr<MountState> state_;
     std::unique_ptr<UnionFs> fs_;
@@ -97,12 +99,13 @@ public:
         if (ask == "sync") return plain(server_.sync());
         if (ask == "cut") return cut();
         if (ask == "quota") return server_.quota(members);
+        if (ask == "reads") return server_.reads();
         if (ask == "stop") {
             server_.stop(members.contains("force") && members.at("force") == "true");
             return JsonObject().flag("ok", true).str();
         }
         if (ask == "upgrade") return upgrade(members.contains("program") ? members.at("program") : std::string());
-        throw store::Error(store::Errc::unsupported, "ask: one of stats, sync, cut, quota, upgrade, stop");
+        throw store::Error(store::Errc::unsupported, "ask: one of stats, sync, cut, quota, reads, upgrade, stop");
     }
 
 private:
@@ -148,7 +151,9 @@ MountServer::MountServer(const ServerOptions& options, HolderLink& holder, const
       base_(store::read_mount_base(mount_folder_)),
       is_read_only_(options.is_read_only || base_.is_read_only) {
     const std::string root = store_root_of(mount_folder_);
-    auto link = std::make_unique<DaemonLink>(root, mount_folder_.substr(mount_folder_.rfind('/') + 1), kFetchLimit);
+    if (store::are_lazy(root, base_.layers)) reads_ = std::make_shared<ReadChunks>();
+    auto link =
+        std::make_unique<DaemonLink>(root, mount_folder_.substr(mount_folder_.rfind('/') + 1), kFetchLimit, reads_);
     auto image = store::ReadView::open(root, base_.tree, options.cache_bytes, std::move(link));
     view_ = std::make_unique<ImageView>(std::move(image),
                                         [this](const std::string& line) { log_.line(base_.image + ": " + line); });
@@ -195,6 +200,13 @@ std::string MountServer::quota(const ControlSession::Members& members) {
         if (is_read_only_) throw store::Error(store::Errc::read_only, "the mount is read-only: it has no changes");
         write_quota(mount_folder_, limits);
     });
+}
+
+/// What was read since this server began.
+std::string MountServer::reads() const {
+    JsonObject answer;
+    answer.flag("ok", true).flag("known", reads_ != nullptr).text("chunks", reads_ ? reads_->text() : std::string());
+    return answer.str();
 }
 
 void MountServer::run() {

@@ -62,6 +62,13 @@ public:
         return rows;
     }
 
+    /// The layers that were not known before it.
+    std::vector<DiffId> made() const {
+        std::vector<DiffId> made;
+        for (const Layer* const layer : tasks_) made.push_back(layer->row->diff_id);
+        return made;
+    }
+
 private:
     /// A layer of the source, where it occurs first.
     struct Layer {
@@ -201,7 +208,14 @@ ImageRow pull_image(StoreCore& core, const PullRequest& request, const std::stop
     }
     const ImportRequest import{
         .source = request.reference, .name = request.name, .platform = request.platform, .progress = request.progress};
-    std::vector<ImageRow> rows = Import(core, import, source, stop).run();
+    Import job(core, import, source, stop);
+    std::vector<ImageRow> rows = job.run();
+    if (const std::vector<DiffId> made = job.made(); !made.empty()) {
+        core.fetches.add(WholePull{.at_us = core.fetches.now_us(),
+                                   .source = source.places().front()->place().reference.name(),
+                                   .lacks_index = request.lazy != PullRequest::Lazy::never,
+                                   .layers = made});
+    }
     complete_images(core, rows, request.progress, stop);
     return rows.front();
 }

@@ -11,6 +11,7 @@
 #include "store/lazy_layer.h"
 #include "store/lazy_parts.h"
 #include "store/link_meter.h"
+#include "store/noted_range.h"
 #include "store/rate_limit.h"
 #include "store/registries_conf.h"
 #include "store/registry_blob.h"
@@ -54,7 +55,8 @@ public:
     bool is_lazy(const DiffId& layer) const { return exists(core_.paths.lazy(layer)); }
     void forget(const DiffId& layer);
     bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
-    std::vector<ChunkId> fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop);
+    std::vector<ChunkId> fetch(const std::string& mount_id, const ChunkId& chunk, const std::vector<DiffId>& layers,
+                               const std::stop_token& stop);
     LayerState state(const DiffId& layer);
     void check_not_quarantined(const DiffId& layer) const;
     void prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers);
@@ -80,11 +82,21 @@ private:
     struct Outcome {
         bool is_known = false;
         std::optional<Error> error;
+        std::int64_t request_us = 0;  ///< RangeRequest::sent_us, and its kind.
+        FetchKind kind = FetchKind::waited;
     };
     using Place = std::pair<DiffId, std::size_t>;  ///< Layer and part.
+    /// Somebody needs a part; `outcome` is the last one that he waited for.
+    struct Need {
+        Place place;
+        Kind kind = Kind::wanted;
+        std::shared_ptr<Outcome> outcome = nullptr;
+    };
     /// A run on its way.
     struct Flight {
         const FetchQueue::Run& run;
+        FetchKind kind = FetchKind::waited;
+        std::int64_t request_us = 0;  ///< The name of its request.
         OpenLayer open = nullptr;
         RegistryPlaces places = {};
         std::size_t part = 0;               ///< That is received.
@@ -106,7 +118,8 @@ private:
     bool has_all(const LazyParts::Part& part) const;
     /// Returns when the part has come. `has_it` is asked first, and again.
     template <class HasIt>
-    void wait_for(const Place& place, Kind kind, const HasIt& has_it, const std::stop_token& stop);
+    void wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop);
+    void note_wait(ChunkWait wait, const Need& need, const std::string& error);
     std::shared_ptr<Outcome> ask(const Place& place, Kind kind, bool again);
     /// Returns the parts that the reader has passed since he waited for one.
     std::pair<std::size_t, std::size_t> read_ahead(const Open& open, const Place& place);
@@ -116,7 +129,11 @@ private:
     void fly(const FetchQueue::Run& run, const std::stop_token& stop);
     void receive(Flight& flight, const std::stop_token& stop);
     void take_part(Flight& flight, std::span<const std::byte> blob_part, const std::stop_token& stop);
-    void part_done(const FetchQueue::Run& run, std::size_t part, std::optional<Error> error);
+    std::vector<std::byte> read_again(Flight& flight, const RegistryPlaces& places, const std::stop_token& stop);
+    /// From the part on that is received.
+    static RangeRequest request_for(const Flight& flight, const ByteRange& range);
+    void part_done(const Flight& flight, std::size_t part, std::optional<Error> error);
+    FetchKind kind_of(const FetchQueue::Run& run) const;
     RegistryPlaces places_of(const DiffId& layer, const LazyLayer& lazy);
     void store_chunks(const Open& open, const LazyParts::Part& part, std::span<const std::byte> tar);
 
@@ -127,6 +144,7 @@ private:
     std::map<DiffId, RegistryPlaces> places_;  ///< While they answer.
     std::map<Place, std::shared_ptr<Outcome>> awaited_;
     FetchQueue queue_;
+    std::set<Place> traced_;  ///< Parts that are read ahead because programs wanted them first before.
     LinkMeter link_;
     std::stop_source ending_;
     std::set<DiffId> concluding_;                              ///< Somebody compares them with their digests.
@@ -144,6 +162,7 @@ void LazyFetcher::Impl::forget(const DiffId& layer) {
     open_.erase(layer);
     places_.erase(layer);
     queue_.remove_layer(layer);
+    std::erase_if(traced_, [&](const Place& place) { return place.first == layer; });
 }
 
 LazyFetcher::Impl::OpenLayer LazyFetcher::Impl::open(const DiffId& layer) {
@@ -178,16 +197,24 @@ bool LazyFetcher::Impl::knows(const ChunkId& chunk, const std::vector<DiffId>& l
     });
 }
 
-std::vector<ChunkId> LazyFetcher::Impl::fetch(const ChunkId& chunk, const std::vector<DiffId>& layers,
-                                              const std::stop_token& stop) {
+std::vector<ChunkId> LazyFetcher::Impl::fetch(const std::string& mount_id, const ChunkId& chunk,
+                                              const std::vector<DiffId>& layers, const std::stop_token& stop) {
     for (const DiffId& layer : layers) {
         const auto opened = open(layer);
         const ChunkMap::Part* const part = opened ? opened->chunks.find(chunk) : nullptr;
         if (!part) continue;
-        const Place place(layer, opened->parts.number_of(*part));
-        const auto passed = read_ahead(*opened, place);
-        wait_for(
-            place, Kind::wanted, [&] { return core_.chunks->find(chunk).has_value(); }, stop);
+        Need need{.place = {layer, opened->parts.number_of(*part)}};
+        const ChunkWait wait{
+            .mount = mount_id, .layer = layer, .chunk = chunk, .begin_us = core_.fetches.now_us(), .error = {}};
+        const auto passed = read_ahead(*opened, need.place);
+        try {
+            wait_for(
+                need, [&] { return core_.chunks->find(chunk).has_value(); }, stop);
+        } catch (const Error& error) {
+            note_wait(wait, need, error.what());
+            throw;
+        }
+        note_wait(wait, need, "");
         std::vector<ChunkId> wanted;
         for (std::size_t number = passed.first; number < passed.second; ++number) {
             const auto chunks = opened->parts[number].chunks;
@@ -214,11 +241,25 @@ std::pair<std::size_t, std::size_t> LazyFetcher::Impl::read_ahead(const Open& op
     return {followed.passed_first, place.second};
 }
 
+/// Who found it here has not waited.
+void LazyFetcher::Impl::note_wait(ChunkWait wait, const Need& need, const std::string& error) {
+    if (!need.outcome) return;
+    wait.end_us = core_.fetches.now_us();
+    wait.error = error;
+    {
+        const std::lock_guard lock(mutex_);
+        wait.request_us = need.outcome->request_us;
+        wait.kind = need.outcome->kind;
+    }
+    core_.fetches.add(wait);
+}
+
 template <class HasIt>
-void LazyFetcher::Impl::wait_for(const Place& place, Kind kind, const HasIt& has_it, const std::stop_token& stop) {
+void LazyFetcher::Impl::wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop) {
     for (bool again = false; !has_it(); again = true) {
-        const std::shared_ptr<Outcome> outcome = ask(place, kind, again);
+        const std::shared_ptr<Outcome> outcome = ask(need.place, need.kind, again);
         if (!outcome) continue;
+        need.outcome = outcome;
         std::unique_lock lock(mutex_);
         if (!changed_.wait(lock, stop, [&] { return outcome->is_known; }))
             throw Error(Errc::cancelled, "fetch: cancelled");
@@ -273,6 +314,10 @@ void LazyFetcher::Impl::fly(const FetchQueue::Run& run, const std::stop_token& s
     Flight flight{.run = run, .part = run.first};
     std::optional<Error> failure;
     try {
+        {
+            const std::lock_guard lock(mutex_);
+            flight.kind = kind_of(run);
+        }
         flight.open = open(run.layer);
         if (!flight.open || run.end > flight.open->parts.size())
             throw Error(Errc::cancelled, "fetch: the layer is another one now");
@@ -288,7 +333,15 @@ void LazyFetcher::Impl::fly(const FetchQueue::Run& run, const std::stop_token& s
         const std::lock_guard lock(mutex_);
         places_.erase(run.layer);  // Another configuration, or other credentials, may do better.
     }
-    for (; flight.part < run.end; ++flight.part) part_done(run, flight.part, failure);
+    for (; flight.part < run.end; ++flight.part) part_done(flight, flight.part, failure);
+}
+
+FetchKind LazyFetcher::Impl::kind_of(const FetchQueue::Run& run) const {
+    if (run.kind == Kind::wanted) return FetchKind::waited;
+    if (run.kind == Kind::rest) return FetchKind::rest;
+    const auto first = traced_.lower_bound({run.layer, run.first});
+    const bool is_traced = first != traced_.end() && first->first == run.layer && first->second < run.end;
+    return is_traced ? FetchKind::trace : FetchKind::ahead;
 }
 
 void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
@@ -298,7 +351,9 @@ void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
     for (std::size_t part = flight.run.first; part < flight.run.end; ++part) {
         end = std::max(end, parts[part].span.blob_end);
     }
-    const auto source = open_registry_range(flight.places, flight.open->layer.blob, {flight.first, end}, stop);
+    NotedRange source(core_.fetches, request_for(flight, {flight.first, end}),
+                      open_registry_range(flight.places, flight.open->layer.blob, {flight.first, end}, stop));
+    flight.request_us = source.request_us();
     flight.bytes.resize(end - flight.first);
     std::size_t received = 0;
     const auto sent_at = Clock::now();
@@ -306,11 +361,12 @@ void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
     for (; flight.part < flight.run.end; ++flight.part) {
         const AccessPoints::Span& span = parts[flight.part].span;
         while (received < span.blob_end - flight.first) {
-            received += source->read(std::span(flight.bytes).subspan(received));
+            received += source.read(std::span(flight.bytes).subspan(received));
             if (begun_at == sent_at) begun_at = Clock::now();
         }
+        source.brings(parts[flight.part].chunks_end());
         if (flight.part + 1 == flight.run.end) {
-            read_to_end(*source);
+            source.end();
             const std::lock_guard lock(mutex_);
             link_.note(seconds_between(sent_at, begun_at), seconds_between(begun_at, Clock::now()), received);
         }
@@ -332,25 +388,55 @@ void LazyFetcher::Impl::take_part(Flight& flight, std::span<const std::byte> blo
         try {
             store_chunks(open, part, open.layer.points.decode(part.span, blob_part));
             open.spool.put(part.span.blob_first, blob_part);
-            return part_done(flight.run, flight.part, std::nullopt);
+            return part_done(flight, flight.part, std::nullopt);
         } catch (const Error& error) {
             if (!is_wrong(error)) throw;
-            if (left.size() == 1) return part_done(flight.run, flight.part, error);
+            if (left.size() == 1) return part_done(flight, flight.part, error);
         }
         left.erase(left.begin());
-        const ByteRange range{part.span.blob_first, part.span.blob_end};
-        bytes = read_registry_range(left, open.layer.blob, range, stop);
+        bytes = read_again(flight, left, stop);
         blob_part = bytes;
     }
 }
 
-void LazyFetcher::Impl::part_done(const FetchQueue::Run& run, std::size_t part, std::optional<Error> error) {
+std::vector<std::byte> LazyFetcher::Impl::read_again(Flight& flight, const RegistryPlaces& places,
+                                                     const std::stop_token& stop) {
+    const AccessPoints::Span& span = flight.open->parts[flight.part].span;
+    const ByteRange range{span.blob_first, span.blob_end};
+    NotedRange source(core_.fetches, request_for(flight, range),
+                      open_registry_range(places, flight.open->layer.blob, range, stop));
+    flight.request_us = source.request_us();
+    std::vector<std::byte> bytes(range.end - range.first);
+    std::size_t done = 0;
+    while (done < bytes.size()) done += source.read(std::span(bytes).subspan(done));
+    source.brings(flight.open->parts[flight.part].chunks_end());
+    source.end();
+    return bytes;
+}
+
+RangeRequest LazyFetcher::Impl::request_for(const Flight& flight, const ByteRange& range) {
+    const std::uint64_t tar_first = flight.open->parts[flight.part].span.tar_first;
+    return {.layer = flight.run.layer,
+            .source = {},
+            .kind = flight.kind,
+            .blob_first = range.first,
+            .blob_end = range.end,
+            .tar_first = tar_first,
+            .tar_end = tar_first,
+            .error = {}};
+}
+
+void LazyFetcher::Impl::part_done(const Flight& flight, std::size_t part, std::optional<Error> error) {
+    const Place place(flight.run.layer, part);
     const std::lock_guard lock(mutex_);
-    queue_.part_done(run, part, !error);
-    const auto awaited = awaited_.find({run.layer, part});
+    queue_.part_done(flight.run, part, !error);
+    traced_.erase(place);
+    const auto awaited = awaited_.find(place);
     if (awaited == awaited_.end()) return;
     awaited->second->is_known = true;
     awaited->second->error = std::move(error);
+    awaited->second->request_us = flight.request_us;
+    awaited->second->kind = flight.kind;
     awaited_.erase(awaited);
     changed_.notify_all();
 }
@@ -441,7 +527,7 @@ void LazyFetcher::Impl::prefetch(const std::vector<ChunkId>& chunks, const std::
     if (places.empty()) return;
     const std::lock_guard lock(mutex_);  // All of them before any is taken, so that neighbours share a request.
     for (const auto& [layer, part] : places) {
-        if (queue_.knows(layer, part)) queue_.ask(layer, part, Kind::ahead);
+        if (queue_.knows(layer, part) && queue_.ask(layer, part, Kind::ahead)) traced_.emplace(layer, part);
     }
     start_workers();
     changed_.notify_all();
@@ -467,7 +553,8 @@ void LazyFetcher::Impl::fetch_rest(const DiffId& layer, const Open& open, const 
         for (std::size_t part = 0; part < open.parts.size(); ++part) {
             const auto has_it = [&] { return has_come(open, part); };
             if (!has_it()) read_ahead(open, {layer, part});
-            wait_for({layer, part}, Kind::wanted, has_it, stop);
+            Need need{.place = {layer, part}};
+            wait_for(need, has_it, stop);
             if (!completion.progress) continue;
             const AccessPoints::Span& span = open.parts[part].span;
             completion.progress({"completing", layer.digest.text(), span.blob_end, open.layer.blob.size_bytes, 0, 0});
@@ -500,8 +587,9 @@ void LazyFetcher::Impl::fetch_in_background(const DiffId& layer, const Open& ope
         ask_for_rest(layer, open, {first, end});
         try {
             for (; first < end; ++first) {
+                Need need{.place = {layer, first}, .kind = Kind::rest};
                 wait_for(
-                    {layer, first}, Kind::rest, [&] { return has_come(open, first); }, stop);
+                    need, [&] { return has_come(open, first); }, stop);
             }
         } catch (...) {  // Whatever it was: what was asked for is not wanted any more.
             stop_rest(layer);
@@ -579,9 +667,9 @@ void LazyFetcher::forget(const DiffId& layer) {
 bool LazyFetcher::knows(const ChunkId& chunk, const std::vector<DiffId>& layers) {
     return impl_->knows(chunk, layers);
 }
-std::vector<ChunkId> LazyFetcher::fetch(const ChunkId& chunk, const std::vector<DiffId>& layers,
-                                        const std::stop_token& stop) {
-    return impl_->fetch(chunk, layers, stop);
+std::vector<ChunkId> LazyFetcher::fetch(const std::string& mount_id, const ChunkId& chunk,
+                                        const std::vector<DiffId>& layers, const std::stop_token& stop) {
+    return impl_->fetch(mount_id, chunk, layers, stop);
 }
 LayerState LazyFetcher::state(const DiffId& layer) {
     return impl_->state(layer);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <stop_token>
+#include <string>
 #include <vector>
 
 namespace lamina::store {
@@ -40,8 +41,9 @@ public:
     /// Makes the chunk be stored, when it is not; it must belong to one of `layers`. not_found: to none of them that is
     /// lazy. Else what registries fail with; corrupt when the bytes that came are not the chunk's.
     /// Returns what the reader is known to want by now: the chunk, and of each part that was read ahead for him and
-    /// that he has passed the first one.
-    std::vector<ChunkId> fetch(const ChunkId& chunk, const std::vector<DiffId>& layers, const std::stop_token& stop);
+    /// that he has passed the first one. That he waited is noted as of this mount.
+    std::vector<ChunkId> fetch(const std::string& mount_id, const ChunkId& chunk, const std::vector<DiffId>& layers,
+                               const std::stop_token& stop);
     /// Whether one of these layers that are lazy has the chunk.
     bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
     /// Makes these be fetched ahead of whoever reads them, in few requests; returns at once.

@@ -21,6 +21,10 @@ public:
         AccessPoints::Span span;                 ///< With the end of its last chunk.
         std::uint64_t blob_bytes = 0;            ///< Of the span, without what is the next part's too.
         std::span<const ChunkMap::Part> chunks;  ///< May be none.
+        /// In the tar: all of its chunks begin before here, and none of the next part's.
+        std::uint64_t chunks_end() const {
+            return chunks.empty() ? span.tar_first : chunks.back().tar_offset + chunks.back().size_bytes;
+        }
     };
     /// Borrows both.
     LazyParts(const AccessPoints& points, const ChunkMap& chunks);

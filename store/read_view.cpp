@@ -2,8 +2,10 @@
 
 #include "store/chunk_store.h"
 #include "store/error.h"
+#include "store/file.h"
 #include "store/tree_read_view.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace lamina::store {
@@ -17,12 +19,14 @@ public:
 
     void read(const ChunkId& chunk, std::uint32_t offset_bytes, std::span<std::byte> out) override {
         try {
-            return chunks_->read(chunk, offset_bytes, out);
+            chunks_->read(chunk, offset_bytes, out);
+            return fetcher_->has_read(chunk);
         } catch (const Error& error) {  // Of a lazy layer, or lost: whoever is asked knows.
             if (error.code() != Errc::not_found) throw;
         }
         fetcher_->fetch(chunk);
         chunks_->read(chunk, offset_bytes, out);
+        fetcher_->has_read(chunk);
     }
     bool is_warm(const ChunkId& chunk) override { return chunks_->is_warm(chunk); }
 
@@ -32,6 +36,11 @@ private:
 };
 
 }  // namespace
+
+bool are_lazy(const std::string& store_root, const std::vector<DiffId>& layers) {
+    return std::ranges::any_of(
+        layers, [&](const DiffId& layer) { return exists(store_root + "/layers/" + layer.digest.hex() + ".lazy"); });
+}
 
 std::unique_ptr<ReadView> ReadView::open(const std::string& store_root, const TreeDigest& tree,
                                          std::uint64_t cache_bytes, std::unique_ptr<ChunkFetcher> fetcher) {

@@ -18,7 +18,12 @@ public:
     virtual ~ChunkFetcher() = default;
     /// Returns when the chunk is stored. Throws what kept it from that: unavailable, timed_out, corrupt, not_found.
     virtual void fetch(const ChunkId& chunk) = 0;
+    /// Told of each read of a chunk that went well. Must cost next to nothing.
+    virtual void has_read(const ChunkId& chunk) noexcept = 0;
 };
+
+/// Whether some of the layers are known from an index only (FORMAT.md, "Lazy layer").
+bool are_lazy(const std::string& store_root, const std::vector<DiffId>& layers);
 
 /// All that a mount may see of the store: one image's tree and the bytes of its files. Reads only; thread-safe.
 class ReadView {

@@ -27,7 +27,7 @@ std::string blob_name(const RegistrySession& place, const oci::Descriptor& blob)
 }
 
 /// One stream over several places, one after the other, each from where the one before broke off.
-class OneStream : public ByteSource {
+class OneStream : public RegistryRange {
 public:
     OneStream(RegistryPlaces places, oci::Descriptor blob, const ByteRange& range, std::stop_token stop)
         : places_(std::move(places)),
@@ -35,6 +35,11 @@ public:
           offset_bytes_(range.first),
           end_bytes_(range.end),
           stop_(std::move(stop)) {}
+
+    const RegistryReference& place() const override {
+        return places_[std::min(place_, places_.size() - 1)]->place().reference;
+    }
+    std::uint64_t failures() const override { return failures_; }
 
     std::size_t read(std::span<std::byte> out) override {
         while (true) {
@@ -75,11 +80,14 @@ private:
         bytes_.reset();
         if (tries_ == 0) tried_from_ = offset_bytes_;
         if (is_passing(error) && ++tries_ < kTriesWithoutProgress) {
+            ++failures_;
             pause(pause_after(tries_), stop_);
             return true;
         }
         tries_ = 0;
-        return ++place_ < places_.size();
+        if (++place_ == places_.size()) return false;
+        ++failures_;
+        return true;
     }
 
     const RegistryPlaces places_;
@@ -90,6 +98,7 @@ private:
     std::optional<RegistrySession::BlobBytes> bytes_;
     std::size_t place_ = 0;
     unsigned tries_ = 0;  ///< That failed since progress was made.
+    std::uint64_t failures_ = 0;
     std::uint64_t tried_from_ = 0;
 };
 
@@ -146,8 +155,8 @@ std::unique_ptr<ByteSource> open_registry_blob(const RegistryPlaces& places, con
     return std::make_unique<OneStream>(places, blob, ByteRange{0, blob.size_bytes}, stop);
 }
 
-std::unique_ptr<ByteSource> open_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
-                                                const ByteRange& range, const std::stop_token& stop) {
+std::unique_ptr<RegistryRange> open_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
+                                                   const ByteRange& range, const std::stop_token& stop) {
     return std::make_unique<OneStream>(places, blob, range, stop);
 }
 

@@ -21,9 +21,16 @@ using RegistryPlaces = std::vector<std::shared_ptr<RegistrySession>>;
 std::unique_ptr<ByteSource> open_registry_blob(const RegistryPlaces& places, const oci::Descriptor& blob,
                                                const std::stop_token& stop);
 
+/// A part of a blob, and how it comes.
+class RegistryRange : public ByteSource {
+public:
+    virtual const RegistryReference& place() const = 0;  ///< Where its bytes come from now.
+    virtual std::uint64_t failures() const = 0;          ///< Tries so far that another one followed.
+};
+
 /// The same of a part of a blob, in one stream. What follows its bytes is seen by read_to_end().
-std::unique_ptr<ByteSource> open_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
-                                                const ByteRange& range, const std::stop_token& stop);
+std::unique_ptr<RegistryRange> open_registry_range(const RegistryPlaces& places, const oci::Descriptor& blob,
+                                                   const ByteRange& range, const std::stop_token& stop);
 /// After the last byte: corrupt when another one follows. Leaves the connection in order.
 void read_to_end(ByteSource& range);
 

@@ -1,6 +1,7 @@
 #include "store/store.h"
 
 #include "store/error.h"
+#include "store/explain.h"
 #include "store/exporter.h"
 #include "store/gc.h"
 #include "store/image_paths.h"
@@ -118,6 +119,9 @@ public:
     void begin_mount(const std::string& mount_id, bool must_be_verified) override;
     void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) override;
     void discard_mount(const std::string& id) override;
+    Explanation explain(const ExplainRequest& request, std::stop_token stop) override {
+        return explain_bytes(core_, request, stop);
+    }
 
 private:
     ImageSummary summarize(const ImageRow& row) {
@@ -373,7 +377,8 @@ std::string StoreImpl::create_mount(const std::string& image, const std::string&
 void StoreImpl::fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) {
     if (!is_mount_id(mount_id)) throw Error(Errc::malformed, "mount " + store::quote(mount_id) + ": not an ID");
     const MountBase base = read_mount_base(core_.paths.mount(mount_id));
-    core_.traces.note(mount_id, traced(base), core_.lazy.fetch(chunk, base.layers, stop), StartTraces::Clock::now());
+    const auto wanted = core_.lazy.fetch(mount_id, chunk, base.layers, stop);
+    core_.traces.note(mount_id, traced(base), wanted, StartTraces::Clock::now());
 }
 
 ImageSummary StoreImpl::complete(const CompleteRequest& request, std::stop_token stop) {
@@ -416,6 +421,7 @@ void StoreImpl::begin_mount(const std::string& mount_id, bool must_be_verified) 
                                       "lamina complete verifies it");
     }
     core_.traces.begin(mount_id);
+    core_.fetches.add(MountBegun{mount_id, {Digest::parse(base.config_digest)}, core_.fetches.now_us()});
     prefetch_start(base);
 }
 

@@ -22,6 +22,9 @@
 
 namespace lamina::store {
 
+struct Explanation;  // explain.h
+struct ExplainRequest;
+
 struct ImageSummary {
     std::vector<std::string> names;
     BlobDigest manifest;  ///< Of the manifest that was imported (or made).
@@ -276,6 +279,9 @@ public:
     /// Removes a mount's folder with all its changes. busy when a server runs on it: what a running mount needs is kept
     /// by its base, so that must not go before.
     virtual void discard_mount(const std::string& id) = 0;
+
+    /// Where an image's bytes came from, and who waited for them (explain.h). not_found: image, mount or path.
+    virtual Explanation explain(const ExplainRequest& request, std::stop_token stop) = 0;
 };
 
 }  // namespace lamina::store

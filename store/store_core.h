@@ -1,6 +1,7 @@
 #pragma once
 
 #include "store/chunk_store.h"
+#include "store/fetch_log.h"
 #include "store/file.h"
 #include "store/http_client.h"
 #include "store/index.h"
@@ -43,6 +44,7 @@ struct StorePaths {
         return layers() + "/" + layer.digest.hex() + kQuarantineSuffix;
     }
     std::string traces() const { return root + "/traces"; }
+    std::string fetches() const { return root + "/fetches"; }
     std::string tree(const TreeDigest& tree) const { return trees() + "/" + tree.digest.hex() + kTreeSuffix; }
     std::string mount(const std::string& id) const { return mounts() + "/" + id; }
 };
@@ -74,6 +76,7 @@ private:
 
 public:
     StartTraces traces{paths.traces()};
+    FetchLog fetches{paths.fetches()};
     LazyFetcher lazy{*this};  // Last: its threads use all the rest.
 };
 
