@@ -169,13 +169,7 @@ Explanation::Layer Explainer::explain_layer(std::size_t number) {
                              .fetched = {}};
     if (layer.state == LayerState::verified) say_why_whole(layer);
     if (layer.state == LayerState::complete) layer.why = "all of it has come; lamina complete verifies it";
-    if (layer.state == LayerState::quarantined) {
-        try {
-            core_.lazy.check_not_quarantined(diff_id);
-        } catch (const Error& error) {  // What is said there is the answer.
-            layer.why = error.what();
-        }
-    }
+    if (layer.state == LayerState::quarantined) layer.why = core_.lazy.why_quarantined(diff_id);
     count_chunks(*chunks_[number], layer);
     add_fetched(*chunks_[number], layer);
     return layer;

@@ -58,6 +58,7 @@ public:
     std::vector<ChunkId> fetch(const std::string& mount_id, const ChunkId& chunk, const std::vector<DiffId>& layers,
                                const std::stop_token& stop);
     LayerState state(const DiffId& layer);
+    std::string why_quarantined(const DiffId& layer) const;
     void check_not_quarantined(const DiffId& layer) const;
     void prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers);
     void complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop);
@@ -501,12 +502,16 @@ LayerState LazyFetcher::Impl::state(const DiffId& layer) {
     }
 }
 
-void LazyFetcher::Impl::check_not_quarantined(const DiffId& layer) const {
+std::string LazyFetcher::Impl::why_quarantined(const DiffId& layer) const {
     const std::string path = core_.paths.quarantined(layer);
-    if (!exists(path)) return;
+    if (!exists(path)) return {};
     const auto why = read_file(path, kMaxQuarantineBytes);
-    throw Error(Errc::corrupt, "layer " + layer.digest.text() + " is quarantined: " +
-                                   std::string(reinterpret_cast<const char*>(why.data()), why.size()));
+    return "layer " + layer.digest.text() +
+           " is quarantined: " + std::string(reinterpret_cast<const char*>(why.data()), why.size());
+}
+
+void LazyFetcher::Impl::check_not_quarantined(const DiffId& layer) const {
+    if (const std::string why = why_quarantined(layer); !why.empty()) throw Error(Errc::corrupt, why);
 }
 
 void LazyFetcher::Impl::prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers) {
@@ -673,6 +678,9 @@ std::vector<ChunkId> LazyFetcher::fetch(const std::string& mount_id, const Chunk
 }
 LayerState LazyFetcher::state(const DiffId& layer) {
     return impl_->state(layer);
+}
+std::string LazyFetcher::why_quarantined(const DiffId& layer) const {
+    return impl_->why_quarantined(layer);
 }
 void LazyFetcher::check_not_quarantined(const DiffId& layer) const {
     impl_->check_not_quarantined(layer);

@@ -35,7 +35,8 @@ public:
 
     bool is_lazy(const DiffId& layer) const;
     LayerState state(const DiffId& layer);
-    /// corrupt, with what is wrong, when the layer is quarantined.
+    std::string why_quarantined(const DiffId& layer) const;  ///< With the layer's name; empty: it is not.
+    /// corrupt, saying why, when it is.
     void check_not_quarantined(const DiffId& layer) const;
     void forget(const DiffId& layer);  ///< Its file was written or removed.
     /// Makes the chunk be stored, when it is not; it must belong to one of `layers`. not_found: to none of them that is

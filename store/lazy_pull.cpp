@@ -148,8 +148,7 @@ private:
                 if (known.contains(chunk)) continue;
                 return note("its start trace names chunk " + chunk.digest.hex() + ", which the image has not");
             }
-            const std::string name = row.names.empty() ? "" : row.names.front();
-            core_.traces.add({row.config, name.substr(0, name.rfind(':'))}, trace.chunks);
+            core_.traces.add({row.config, repository_of(row.names.empty() ? "" : row.names.front())}, trace.chunks);
         } catch (const Error& error) {  // The image is there all the same.
             if (error.code() == Errc::cancelled) throw;
             note(error.what());

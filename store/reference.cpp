@@ -134,4 +134,9 @@ ImageReference ImageReference::parse(std::string_view text) {
     return reference;
 }
 
+std::string repository_of(std::string_view name) {
+    const auto colon = name.rfind(':');
+    return colon == name.npos || name.starts_with("sha256:") ? std::string() : std::string(name.substr(0, colon));
+}
+
 }  // namespace lamina::store

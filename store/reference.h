@@ -21,6 +21,9 @@ private:
     std::string text_;
 };
 
+/// A name of an image without its tag; empty for what is a digest, or nothing.
+std::string repository_of(std::string_view name);
+
 /// How a command names an image of the store: by name, or by the digest of its manifest or config, whole or at least 6
 /// hex digits of it, with or without "sha256:".
 struct ImageReference {

@@ -129,7 +129,7 @@ private:
         for (const DiffId& layer : row.layers) {
             const LayerState state = core_.lazy.state(layer);
             if (state > summary.state) summary.state = state;
-            if (state == LayerState::quarantined && summary.quarantine.empty()) summary.quarantine = why(layer);
+            if (summary.quarantine.empty()) summary.quarantine = core_.lazy.why_quarantined(layer);
         }
         summary.is_lazy = summary.state == LayerState::lazy || summary.state == LayerState::complete;
         return summary;
@@ -138,14 +138,6 @@ private:
         std::vector<ImageSummary> all;
         for (const ImageRow& row : rows) all.push_back(summarize(row));
         return all;
-    }
-    std::string why(const DiffId& layer) const {
-        try {
-            core_.lazy.check_not_quarantined(layer);
-            return {};
-        } catch (const Error& error) {  // What is said there is the answer.
-            return error.what();
-        }
     }
     StartTraces::Image traced(const MountBase& base) const;
     void prefetch_start(const MountBase& base);
@@ -403,9 +395,7 @@ void StoreImpl::check_tree(const ImageRow& image, const std::stop_token& stop) {
 }
 
 StartTraces::Image StoreImpl::traced(const MountBase& base) const {
-    const auto colon = base.image.rfind(':');
-    const bool has_name = colon != std::string::npos && !base.image.starts_with("sha256:");
-    return {.config = {Digest::parse(base.config_digest)}, .repository = has_name ? base.image.substr(0, colon) : ""};
+    return {.config = {Digest::parse(base.config_digest)}, .repository = repository_of(base.image)};
 }
 
 void StoreImpl::begin_mount(const std::string& mount_id, bool must_be_verified) {
