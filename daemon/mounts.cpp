@@ -53,7 +53,7 @@ std::string read_name(const std::string& folder, const std::string& id) {
     try {
         const auto data = store::read_file(folder + "/name", kMaxNameBytes);
         return std::string(reinterpret_cast<const char*>(data.data()), data.size());
-    } catch (const Error&) {  // A crash came between base and name: the id serves as one.
+    } catch (const Error&) {  // It was given none: the id serves as one.
         return id;
     }
 }
@@ -202,15 +202,7 @@ std::string Mounts::take_new(const api::MountRequest& request) {
     if (request.image.empty()) {
         throw Error(Errc::not_found, "no mount \"" + request.name + "\", and no image is named to make it from");
     }
-    const std::string id = store_.create_mount(request.image, request.mountpoint, request.read_only);
-    try {
-        const std::string name = request.name.empty() ? id : request.name;
-        store::write_file_atomically(folder(id) + "/name", store::as_bytes(name));
-    } catch (...) {  // Whatever it was, the new folder must not stay.
-        store_.discard_mount(id);
-        throw;
-    }
-    return id;
+    return store_.create_mount(request.image, request.mountpoint, request.read_only, request.name);
 }
 
 api::Mount Mounts::create(const api::MountRequest& request) {

@@ -3,6 +3,10 @@
 #include "store/printable.h"
 #include "store/read_view.h"
 
+#include <sys/stat.h>
+
+#include <cerrno>
+
 // The base of a mount is a few lines of text (FORMAT.md, "Mount base"): always the same keys in the same order, and
 // last the digest of all that stands above it. Text of people (image name, mount point) is escaped so that a line stays
 // a line.
@@ -101,6 +105,20 @@ std::string path_of(const std::string& mount_folder) {
     return mount_folder + "/base";
 }
 
+std::string text_of(const MountBase& base, const std::string& path) {
+    if (base.layers.size() > kMaxLayers) throw Error(Errc::malformed, path + ": more than 500 layers");
+    std::string text = body_of(base);
+    text += "sum " + Digest::of(as_bytes(text)).text() + "\n";
+    if (text.size() > kMaxBytes) throw Error(Errc::malformed, path + ": too large");
+    return text;
+}
+
+void write_synced(const std::string& path, std::string_view text) {
+    File file = File::create(path);
+    file.append(as_bytes(text));
+    file.sync();
+}
+
 }  // namespace
 
 MountBase read_mount_base(const std::string& mount_folder) {
@@ -133,11 +151,18 @@ MountBase read_mount_base(const std::string& mount_folder) {
 
 void write_mount_base(const std::string& mount_folder, const MountBase& base) {
     const std::string path = path_of(mount_folder);
-    if (base.layers.size() > kMaxLayers) throw Error(Errc::malformed, path + ": more than 500 layers");
-    std::string text = body_of(base);
-    text += "sum " + Digest::of(as_bytes(text)).text() + "\n";
-    if (text.size() > kMaxBytes) throw Error(Errc::malformed, path + ": too large");
-    write_file_atomically(path, as_bytes(text));
+    write_file_atomically(path, as_bytes(text_of(base, path)));
+}
+
+void create_mount_folder(const std::string& mount_folder, const std::string& staged, const MountBase& base,
+                         const std::string& name) {
+    const std::string text = text_of(base, path_of(mount_folder));
+    fault_point("mkdir", staged);
+    if (::mkdir(staged.c_str(), 0700) != 0) throw_errno(errno, "mkdir " + staged);
+    if (!name.empty()) write_synced(staged + "/name", name);
+    write_synced(path_of(staged), text);
+    sync_folder(staged);
+    rename_durably(staged, mount_folder);
 }
 
 }  // namespace lamina::store

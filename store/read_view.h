@@ -40,7 +40,7 @@ public:
     virtual bool is_warm(TreeIno file, std::uint64_t offset_bytes, std::uint64_t size_bytes) = 0;
 };
 
-/// What a mount is made of, written durably to <mount folder>/base before it starts (FORMAT.md, "Mount base").
+/// What a mount is made of; durable in <mount folder>/base before it starts (FORMAT.md, "Mount base").
 struct MountBase {
     TreeDigest tree;
     std::vector<DiffId> layers;   ///< Bottom first.
@@ -52,5 +52,9 @@ struct MountBase {
 };
 MountBase read_mount_base(const std::string& mount_folder);  ///< not_found, malformed.
 void write_mount_base(const std::string& mount_folder, const MountBase& base);
+/// Makes the folder with its base, and in the file `name` that, unless it is empty: all of it or nothing, durably.
+/// `staged` is where it is made, on the same file system; may stay there when this fails.
+void create_mount_folder(const std::string& mount_folder, const std::string& staged, const MountBase& base,
+                         const std::string& name);
 
 }  // namespace lamina::store

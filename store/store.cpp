@@ -115,7 +115,8 @@ public:
     RepairReport repair(const RepairRequest& request, std::stop_token stop) override;
     UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) override;
 
-    std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) override;
+    std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only,
+                             const std::string& name) override;
     void begin_mount(const std::string& mount_id, bool must_be_verified) override;
     void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) override;
     void discard_mount(const std::string& id) override;
@@ -341,24 +342,27 @@ SizeLimitReport StoreImpl::limit_size(const SizeLimitRequest& request, std::stop
     return store::limit_size(core_, request, collect, stop);
 }
 
-std::string StoreImpl::create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) {
+std::string StoreImpl::create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only,
+                                    const std::string& name) {
     const std::lock_guard mounting(core_.mounting);
     Leases::Lease lease = core_.leases.take();
     const FoundImage found = keep_image(core_, lease, image);
     std::string id = new_mount_id();
     while (exists(core_.paths.mount(id))) id = new_mount_id();
     const std::string folder = core_.paths.mount(id);
+    const std::string staged = core_.paths.staging() + "/mount-" + id;
+    const MountBase base{.tree = found.row.tree.digest,
+                         .layers = found.row.layers,
+                         .image = found.by_name ? found.by_name->text() : display_name(found.row),
+                         .manifest_digest = found.row.manifest.digest.text(),
+                         .config_digest = found.row.config.digest.text(),
+                         .mountpoint = mountpoint,
+                         .is_read_only = is_read_only};
     try {
-        make_folder(folder);
-        write_mount_base(folder, {.tree = found.row.tree.digest,
-                                  .layers = found.row.layers,
-                                  .image = found.by_name ? found.by_name->text() : display_name(found.row),
-                                  .manifest_digest = found.row.manifest.digest.text(),
-                                  .config_digest = found.row.config.digest.text(),
-                                  .mountpoint = mountpoint,
-                                  .is_read_only = is_read_only});
-    } catch (...) {  // No half-made mount stays, whatever went wrong.
+        create_mount_folder(folder, staged, base, name);
+    } catch (...) {  // Nothing of it stays, whatever went wrong.
         std::error_code ignored;
+        std::filesystem::remove_all(staged, ignored);
         std::filesystem::remove_all(folder, ignored);
         throw;
     }

@@ -270,7 +270,9 @@ public:
     virtual UpkeepReport upkeep(const UpkeepRequest& request, std::stop_token stop) = 0;
 
     /// Makes <root>/mounts/<id> with its base, so that the image cannot be collected. `id` is generated: 16 hex digits.
-    virtual std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only) = 0;
+    /// `name` goes into its file of that name, unless it is empty.
+    virtual std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only,
+                                     const std::string& name = {}) = 0;
     /// Before a mount's server starts, the first time or again: refuses a quarantined image (corrupt), and one that is
     /// not verified where it must be (denied); fetches ahead what programs wanted first before.
     virtual void begin_mount(const std::string& mount_id, bool must_be_verified) = 0;
