@@ -1,5 +1,6 @@
 #include "store/error.h"
 #include "store/file.h"
+#include "store/file_ops.h"
 #include "store/printable.h"
 #include "store/read_view.h"
 

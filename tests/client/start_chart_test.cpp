@@ -57,7 +57,7 @@ TEST_CASE("a start's picture has a bar for each request and wait, and says what 
     const std::string chart = client::start_chart(some_start());
     CHECK(count_of(chart, "<rect class=\"request\"") == 3);
     CHECK(count_of(chart, "data-kind=\"ahead\" data-bytes=\"1000000\"") == 1);
-    CHECK(count_of(chart, "<rect class=\"wait\" x") == 2);  // One is the legend's.
+    CHECK(count_of(chart, "<rect class=\"wait\" x") == 1);
     CHECK_THAT(chart, ContainsSubstring("250 ms for 50.0 kB of /usr/bin/&lt;app&gt;"));
     CHECK_THAT(chart, ContainsSubstring("Programs waited 1 times, 250 ms in all."));
     CHECK_THAT(chart, ContainsSubstring("prefers-color-scheme: dark"));
