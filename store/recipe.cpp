@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <unordered_set>
 #include <utility>
 
 // write_tar() follows the steps: so many literal bytes, then chunks, and so on. entries() reads the literals with the
@@ -134,15 +135,15 @@ private:
 
 std::vector<ChunkId> OpenRecipe::chunks() const {
     std::vector<ChunkId> out;
+    std::unordered_set<ChunkId> seen;  // In very large layers a chunk may have two records.
     for (const auto& block : file_.blocks(BlockKind::chunks)) {
         const std::vector<std::byte> page = file_.read(block);
         for (std::size_t offset = 0; offset < page.size(); offset += sizeof(recipe_format::ChunkRecord)) {
             const auto digest = std::span(page).subspan(offset).first<Digest::kSizeBytes>();
-            out.push_back(ChunkId{Digest::from_bytes(digest)});
+            const ChunkId chunk{Digest::from_bytes(digest)};
+            if (seen.insert(chunk).second) out.push_back(chunk);
         }
     }
-    std::ranges::sort(out);  // In very large layers a chunk may have two records.
-    out.erase(std::unique(out.begin(), out.end()), out.end());
     return out;
 }
 

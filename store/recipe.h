@@ -32,7 +32,7 @@ public:
     };
     virtual std::unique_ptr<Entries> entries() const = 0;
 
-    /// The distinct chunks that it needs. For gc and verify.
+    /// The chunks that it needs, each once, as they come first in the tar.
     virtual std::vector<ChunkId> chunks() const = 0;
 
     /// Writes the layer's tar. The caller hashes it if it must know that it is whole.

@@ -1,6 +1,8 @@
+#include "store/chunk_store.h"
 #include "store/error.h"
 #include "store/file.h"
 #include "store/pack_format.h"
+#include "store/recipe.h"
 #include "store/store.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"
@@ -101,6 +103,26 @@ TEST_CASE("upkeep makes packs smaller and changes nothing that is read", "[store
         check_sound(*opened);
         opened->save({.image = "two:1", .target = "oci:" + (folder / "out"), .progress = {}}, {});
     }
+}
+
+TEST_CASE("upkeep puts chunks into the order of files, so that alike ones lie together", "[store][upkeep]") {
+    const test::TempDir folder;
+    const auto opened = store_with_images(folder);
+    std::vector<store::ChunkId> expected;
+    for (const auto& layer : opened->inspect("two:1").layers) {
+        const auto recipe = store::Recipe::open((folder / "s/layers/") + layer.diff_id.digest.hex() + ".recipe");
+        const auto entries = recipe->entries();
+        while (const auto entry = entries->next()) {
+            for (const auto& part : entry->content) expected.push_back(part.chunk);
+        }
+    }
+    REQUIRE(expected.size() == kAllBytes / kFileBytes);
+    CHECK(upkeep(*opened).packs_written == 1);
+    std::vector<store::ChunkId> found;
+    const std::string pack = first_pack(folder);
+    const auto number = static_cast<std::uint32_t>(std::stoul(pack.substr(pack.rfind('-') + 1)));
+    for (const store::NewChunk& chunk : store::read_pack_table(folder / "s/packs", number)) found.push_back(chunk.id);
+    CHECK(found == expected);
 }
 
 TEST_CASE("upkeep leaves out what gc has left in a pack although nothing needs it", "[store][upkeep]") {
