@@ -8,6 +8,7 @@
 #include "daemon/control_client.h"
 #include "daemon/log.h"
 #include "store/error.h"
+#include "store/explain.h"
 #include "store/file.h"
 #include "store/read_view.h"
 
@@ -33,7 +34,6 @@ constexpr auto kEndLimit = std::chrono::seconds(10);
 constexpr unsigned kCommitTries = 5;
 constexpr auto kLockLook = std::chrono::milliseconds(2);
 constexpr std::size_t kMaxProgramOutput = 4096;
-constexpr std::size_t kReadDigits = 16;
 constexpr std::time_t kPruneAgeSeconds = 60;  // A mount that its client is about to start has no server yet.
 
 void check_name(const std::string& name) {
@@ -342,8 +342,9 @@ std::optional<std::unordered_set<std::string>> Mounts::reads(const api::Mount& m
         const boost::json::string& text = reply.at("chunks").as_string();
         const std::string_view digits(text.data(), text.size());
         std::unordered_set<std::string> chunks;
-        for (std::size_t at = 0; at + kReadDigits <= digits.size(); at += kReadDigits) {
-            chunks.emplace(digits.substr(at, kReadDigits));
+        constexpr std::size_t kDigits = store::ExplainRequest::kReadDigits;
+        for (std::size_t at = 0; at + kDigits <= digits.size(); at += kDigits) {
+            chunks.emplace(digits.substr(at, kDigits));
         }
         return chunks;
     } catch (const std::exception& error) {  // It has ended since, or is of an older version.

@@ -25,7 +25,6 @@ constexpr std::size_t kMostShares = 10;
 constexpr std::size_t kMostLongest = 10;
 constexpr std::size_t kMostEvents = 2'000;
 constexpr std::size_t kMostPaths = 3;
-constexpr std::size_t kReadDigits = 16;
 constexpr std::int64_t kQuietUs = 60'000'000;  ///< Ends a start.
 
 using ChunkSet = std::unordered_set<ChunkId>;
@@ -394,7 +393,8 @@ void Explainer::count_came(Explanation::Start& start, const ChunkSet& waited) co
             }
             (waited.contains(part.chunk) ? start.waited_bytes : start.prefetched_bytes) += part.size_bytes;
             if (!request_.read_chunks) continue;
-            const bool is_read = request_.read_chunks->contains(part.chunk.digest.hex().substr(0, kReadDigits));
+            const std::string digits = part.chunk.digest.hex().substr(0, ExplainRequest::kReadDigits);
+            const bool is_read = request_.read_chunks->contains(digits);
             (is_read ? start.read_bytes : start.unread_bytes) += part.size_bytes;
         }
     }

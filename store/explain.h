@@ -3,6 +3,7 @@
 #include "store/fetch_log.h"
 #include "store/lazy_fetcher.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <stop_token>
@@ -88,7 +89,8 @@ struct ExplainRequest {
     std::string image;     ///< As ImageReference, when no mount is meant.
     std::string mount_id;  ///< Its image, and its last start.
     std::string path;      ///< Only this file of the image; empty: all.
-    /// What programs have read through the mount, as the first 16 hex digits of chunk IDs; nullopt: not known.
+    static constexpr std::size_t kReadDigits = 16;
+    /// What programs have read through the mount, as the first kReadDigits hex digits of chunk IDs; nullopt: not known.
     std::optional<std::unordered_set<std::string>> read_chunks;
 };
 

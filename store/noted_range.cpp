@@ -17,12 +17,10 @@ NotedRange::~NotedRange() {
     note();
 }
 
-std::size_t NotedRange::read(std::span<std::byte> out) {
+template <class Work>
+auto NotedRange::noting_errors(Work&& work) {
     try {
-        const std::size_t count = range_->read(out);
-        if (request_.bytes == 0) request_.first_byte_us = log_.now_us();
-        request_.bytes += count;
-        return count;
+        return work();
     } catch (const Error& error) {  // The log's readers want to know, too.
         request_.error = error.what();
         note();
@@ -30,14 +28,15 @@ std::size_t NotedRange::read(std::span<std::byte> out) {
     }
 }
 
+std::size_t NotedRange::read(std::span<std::byte> out) {
+    const std::size_t count = noting_errors([&] { return range_->read(out); });
+    if (request_.bytes == 0) request_.first_byte_us = log_.now_us();
+    request_.bytes += count;
+    return count;
+}
+
 void NotedRange::end() {
-    try {
-        read_to_end(*range_);
-    } catch (const Error& error) {  // As above.
-        request_.error = error.what();
-        note();
-        throw;
-    }
+    noting_errors([&] { read_to_end(*range_); });
     note();
 }
 

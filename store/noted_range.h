@@ -22,6 +22,9 @@ public:
     void end();                                                         ///< After the last byte: as read_to_end().
 
 private:
+    /// What `work` throws is noted, too.
+    template <class Work>
+    auto noting_errors(Work&& work);
     void note();
 
     FetchLog& log_;

@@ -3,6 +3,7 @@
 #include "store/chunk_store.h"
 #include "store/error.h"
 #include "store/file.h"
+#include "store/store_core.h"
 #include "store/tree_read_view.h"
 
 #include <algorithm>
@@ -38,8 +39,8 @@ private:
 }  // namespace
 
 bool are_lazy(const std::string& store_root, const std::vector<DiffId>& layers) {
-    return std::ranges::any_of(
-        layers, [&](const DiffId& layer) { return exists(store_root + "/layers/" + layer.digest.hex() + ".lazy"); });
+    const StorePaths paths{store_root};
+    return std::ranges::any_of(layers, [&](const DiffId& layer) { return exists(paths.lazy(layer)); });
 }
 
 std::unique_ptr<ReadView> ReadView::open(const std::string& store_root, const TreeDigest& tree,
