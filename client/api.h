@@ -298,10 +298,11 @@ struct Explanation {
     std::string path;  ///< Empty: all of the image.
     std::uint64_t size_bytes = 0;
     std::vector<ExplainedLayer> layers;
+    std::vector<ExplainedFetch> bundles;  ///< What was fetched of start bundles: it is of any layer.
     ExplainedStart start;
     std::vector<std::string> hints;
 };
-BOOST_DESCRIBE_STRUCT(Explanation, (), (image, id, path, size_bytes, layers, start, hints))
+BOOST_DESCRIBE_STRUCT(Explanation, (), (image, id, path, size_bytes, layers, bundles, start, hints))
 
 struct GcRequest {
     bool dry_run = false;

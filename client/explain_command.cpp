@@ -61,17 +61,19 @@ void print_fetched(const api::Explanation& explanation) {
                    {"FIRST BYTE", true},
                    {"RATE", true}});
     bool is_any = false;
-    for (const api::ExplainedLayer& layer : explanation.layers) {
-        for (const api::ExplainedFetch& sum : layer.fetched) {
+    const auto add = [&](const std::string& of, const std::vector<api::ExplainedFetch>& sums) {
+        for (const api::ExplainedFetch& sum : sums) {
             is_any = true;
             const double rate =
                 static_cast<double>(sum.bytes) * 1e6 / static_cast<double>(std::max<std::int64_t>(sum.transfer_us, 1));
-            fetched.add({short_digest(layer.diff_id), sum.kind, printable(sum.source), std::to_string(sum.requests),
+            fetched.add({of, sum.kind, printable(sum.source), std::to_string(sum.requests),
                          std::to_string(sum.failures), human_bytes(sum.bytes),
                          sum.bytes == 0 ? std::string(kNone) : human_time(sum.first_byte_us),
                          sum.bytes == 0 ? std::string(kNone) : human_bytes(static_cast<std::uint64_t>(rate)) + "/s"});
         }
-    }
+    };
+    add("start bundle", explanation.bundles);
+    for (const api::ExplainedLayer& layer : explanation.layers) add(short_digest(layer.diff_id), layer.fetched);
     if (is_any) fetched.print();
 }
 

@@ -8,6 +8,10 @@ std::string kind_of(store::FetchKind kind) {
     return std::string(store::fetch_kind_name(kind));
 }
 
+api::ExplainedFetch fetch_of(const store::Explanation::Fetched& sum) {
+    return {kind_of(sum.kind), sum.source, sum.requests, sum.failures, sum.bytes, sum.first_byte_us, sum.transfer_us};
+}
+
 api::ExplainedLayer layer_of(const store::Explanation::Layer& from) {
     api::ExplainedLayer layer{.diff_id = from.diff_id.digest.text(),
                               .state = state_name(from.state),
@@ -23,10 +27,7 @@ api::ExplainedLayer layer_of(const store::Explanation::Layer& from) {
                               .shares = {},
                               .fetched = {}};
     for (const auto& share : from.shares) layer.shares.push_back({share.image, share.bytes});
-    for (const auto& sum : from.fetched) {
-        layer.fetched.push_back(
-            {kind_of(sum.kind), sum.source, sum.requests, sum.failures, sum.bytes, sum.first_byte_us, sum.transfer_us});
-    }
+    for (const auto& sum : from.fetched) layer.fetched.push_back(fetch_of(sum));
     return layer;
 }
 
@@ -102,9 +103,11 @@ api::Explanation explanation_of(const store::Explanation& from) {
                                  .path = from.path,
                                  .size_bytes = from.size_bytes,
                                  .layers = {},
+                                 .bundles = {},
                                  .start = {},
                                  .hints = from.hints};
     for (const auto& layer : from.layers) explanation.layers.push_back(layer_of(layer));
+    for (const auto& sum : from.bundles) explanation.bundles.push_back(fetch_of(sum));
     if (from.start) explanation.start = start_of(*from.start);
     return explanation;
 }

@@ -284,6 +284,7 @@ struct Handlers::Endpoint {
         push.publishes_index = request.index;
         push.access = access_of(request.access);
         push.progress = progress_to(call.out);
+        if (push.publishes_index) call.self.mounts_.note_reads();
         const store::PushReport report = call.self.store_.push(push, call.stop);
         call.result(api::PushResult{report.reference, report.manifest.digest.text(), report.layers_there,
                                     report.layers_mounted, report.layers_sent, report.sent_bytes});
@@ -337,7 +338,8 @@ struct Handlers::Endpoint {
         store::ExplainRequest request{.image = of, .mount_id = {}, .path = call.parameter("path"), .read_chunks = {}};
         if (const auto mount = call.self.mounts_.find_if(of)) {
             request.mount_id = mount->id;
-            request.read_chunks = call.self.mounts_.reads(*mount);
+            if (const auto reads = call.self.mounts_.reads(*mount))
+                request.read_chunks.emplace(reads->chunks.begin(), reads->chunks.end());
         }
         try {
             call.reply(explanation_of(call.self.store_.explain(request, call.stop)));

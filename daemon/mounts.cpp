@@ -264,6 +264,7 @@ void Mounts::unmount(const std::string& reference, bool is_discarded) {
         throw Error(Errc::not_found,
                     "mount " + mount.name + " is not mounted; umount --discard throws its changes away");
     }
+    note_reads_of(mount);
     if (mount.running) stop_server(mount);
     if (is_discarded || (mount.read_only && !keeps_changes(mount.folder))) store_.discard_mount(mount.id);
 }
@@ -334,23 +335,34 @@ api::Quota Mounts::quota(const std::string& reference, const std::optional<api::
     return {number("bytes"), number("inodes"), number("used_bytes"), number("used_inodes")};
 }
 
-std::optional<std::unordered_set<std::string>> Mounts::reads(const api::Mount& mount) const {
+std::optional<Mounts::Reads> Mounts::reads(const api::Mount& mount) const {
     if (!mount.running) return std::nullopt;
     try {
         const auto reply = ask_server(mount.folder, "reads", kStatsLimit);
         if (!reply.at("known").as_bool()) return std::nullopt;
         const boost::json::string& text = reply.at("chunks").as_string();
         const std::string_view digits(text.data(), text.size());
-        std::unordered_set<std::string> chunks;
-        constexpr std::size_t kDigits = store::ExplainRequest::kReadDigits;
+        Reads reads{.chunks = {}, .start_count = reply.at("start").to_number<std::size_t>()};
+        constexpr std::size_t kDigits = store::ChunksCame::kDigits;
         for (std::size_t at = 0; at + kDigits <= digits.size(); at += kDigits) {
-            chunks.emplace(digits.substr(at, kDigits));
+            reads.chunks.emplace_back(digits.substr(at, kDigits));
         }
-        return chunks;
+        return reads;
     } catch (const std::exception& error) {  // It has ended since, or is of an older version.
         log::warning("mount " + mount.name + ": " + error.what());
         return std::nullopt;
     }
+}
+
+void Mounts::note_reads() const {
+    for (const api::Mount& mount : described()) note_reads_of(mount);
+}
+
+void Mounts::note_reads_of(const api::Mount& mount) const {
+    std::optional<Reads> known = reads(mount);
+    if (!known) return;
+    known->chunks.resize(std::min(known->chunks.size(), known->start_count));
+    store_.note_reads(mount.id, known->chunks);
 }
 
 std::vector<std::string> Mounts::idle() const {

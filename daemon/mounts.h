@@ -9,7 +9,6 @@
 #include <set>
 #include <stop_token>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
 namespace lamina::daemon {
@@ -37,8 +36,15 @@ public:
                                std::stop_token stop);
     /// Of a mount that runs; `set`: new limits first, which it keeps. unavailable: it does not run.
     api::Quota quota(const std::string& reference, const std::optional<api::QuotaRequest>& set) const;
-    /// First hex digits of the chunks that were read through a mount of a lazy image; nullopt: not known, or not now.
-    std::optional<std::unordered_set<std::string>> reads(const api::Mount& mount) const;
+    /// First hex digits of the chunks that were read through a mount of a lazy image, in order; nullopt: not known, or
+    /// not now.
+    struct Reads {
+        std::vector<std::string> chunks;
+        std::size_t start_count = 0;  ///< So many of them in the first minute.
+    };
+    std::optional<Reads> reads(const api::Mount& mount) const;
+    /// Keeps what running mounts have read so far for the next starts of their images.
+    void note_reads() const;
     /// Ids of read-only mounts that no longer run: they keep nothing, so their folders may go, at start and with gc.
     std::vector<std::string> idle() const;
     std::vector<std::string> running_images() const;  ///< IDs, each once.
@@ -51,6 +57,7 @@ private:
     std::string take_new(const api::MountRequest& request);
     api::Mount mount_again(const api::Mount& existing, const api::MountRequest& request);
     void start(const api::Mount& mount, const std::string& options) const;
+    void note_reads_of(const api::Mount& mount) const;
     api::MountUpgrade upgrade_one(const api::Mount& mount, std::stop_token stop) const;
 
     store::Store& store_;

@@ -24,7 +24,8 @@ public:
 ///   {"ask":"upgrade","program":PATH}   a server of that program goes on; the connection may end without an answer
 ///   {"ask":"cut"}     a state to diff or commit, held until the connection closes
 ///   {"ask":"stop"}    sync, unmount, exit; "force":true also when files are open
-///   {"ask":"reads"}   of a lazy image: "chunks", which were read, the first 16 hex digits of each; else not "known"
+///   {"ask":"reads"}   of a lazy image: "chunks", which were read, the first 16 hex digits of each, in order, and how
+///                     many of them at the "start", in the first minute; else not "known"
 ///   {"ask":"quota"}   limits and what the changes take; "limit":"BYTES:INODES" sets new ones first
 ///
 /// Each answer has "ok"; with "ok":false there are "error" and "code". Answers root and the mount's owner only. A

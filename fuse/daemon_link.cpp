@@ -75,16 +75,20 @@ void ReadChunks::add(const store::ChunkId& chunk) noexcept {
     }
     try {
         const std::lock_guard lock(mutex_);
-        if (prefixes_.size() < kMostChunks) prefixes_.insert(prefix);
+        if (prefixes_.size() == kMostChunks || !prefixes_.insert(prefix).second) return;
+        const auto now = std::chrono::steady_clock::now();
+        if (in_order_.empty()) begun_at_ = now;
+        in_order_.push_back(prefix);
+        if (now - begun_at_ <= kStart) start_count_ = in_order_.size();
     } catch (const std::bad_alloc&) {  // Then it is not known that it was read.
     }
 }
 
-std::string ReadChunks::text() const {
-    std::string text;
+ReadChunks::Seen ReadChunks::seen() const {
     const std::lock_guard lock(mutex_);
-    for (const std::uint64_t prefix : prefixes_) text += fmt::format("{:016x}", prefix);
-    return text;
+    Seen seen{.text = {}, .start_count = start_count_};
+    for (const std::uint64_t prefix : in_order_) seen.text += fmt::format("{:016x}", prefix);
+    return seen;
 }
 
 std::string DaemonLink::ask(const std::string& request, std::chrono::milliseconds limit) const {

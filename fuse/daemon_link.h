@@ -8,22 +8,31 @@
 #include <mutex>
 #include <string>
 #include <unordered_set>
+#include <vector>
 
 namespace lamina::unionfs {
 
-/// Which chunks of a lazy image have been read, each once; of very many the first ones. For lamina explain.
-/// Thread-safe.
+/// Which chunks of a lazy image have been read, each once, in order; of very many the first ones. For lamina explain,
+/// and for the image's next start. Thread-safe.
 class ReadChunks {
 public:
     static constexpr std::size_t kMostChunks = 16'384;
     static constexpr std::size_t kPrefixBytes = 8;
+    static constexpr auto kStart = std::chrono::seconds(60);  ///< From the first one.
 
     void add(const store::ChunkId& chunk) noexcept;
-    std::string text() const;  ///< Of each the first bytes, in hex digits, without anything between them.
+    struct Seen {
+        std::string text;             ///< Of each the first bytes, in hex digits, without anything between them.
+        std::size_t start_count = 0;  ///< So many, from the first on, were read in the first minute.
+    };
+    Seen seen() const;
 
 private:
     mutable std::mutex mutex_;                    // Guards the next; a leaf.
     std::unordered_set<std::uint64_t> prefixes_;  ///< Big-endian.
+    std::vector<std::uint64_t> in_order_;
+    std::chrono::steady_clock::time_point begun_at_;
+    std::size_t start_count_ = 0;
 };
 
 /// Asks the daemon of a mount's store for chunks that are not there (client/API.md, /v1/fetch). When no daemon answers,

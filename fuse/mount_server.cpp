@@ -204,8 +204,10 @@ std::string MountServer::quota(const ControlSession::Members& members) {
 
 /// What was read since this server began.
 std::string MountServer::reads() const {
+    const ReadChunks::Seen seen = reads_ ? reads_->seen() : ReadChunks::Seen{};
     JsonObject answer;
-    answer.flag("ok", true).flag("known", reads_ != nullptr).text("chunks", reads_ ? reads_->text() : std::string());
+    answer.flag("ok", true).flag("known", reads_ != nullptr);
+    answer.text("chunks", seen.text).number("start", seen.start_count);
     return answer.str();
 }
 

@@ -77,14 +77,18 @@ public:
                                 .config = subject_.config,
                                 .path = request_.path,
                                 .layers = {},
+                                .bundles = {},
                                 .start = {},
                                 .hints = {}};
         if (!request_.path.empty()) explanation.size_bytes = choose_file();
         for (const DiffId& layer : subject_.layers) open_layer(layer);
+        open_bundles();
         for (std::size_t i = 0; i < subject_.layers.size(); ++i) {
             Explanation::Layer layer = explain_layer(i);
             if (!only_ || layer.chunk_bytes > 0) explanation.layers.push_back(std::move(layer));
         }
+        explanation.bundles = sum_up(
+            [&](const RangeRequest& request) { return by_bundle_.contains(request.sent_us) && is_ours(request); });
         share(explanation.layers);
         explanation.start = find_start();
         explanation.hints = hints_for(explanation, traced_bytes());
@@ -104,7 +108,12 @@ private:
     void open_layer(const DiffId& layer);
     Explanation::Layer explain_layer(std::size_t number);
     void count_chunks(const LayerChunks& chunks, Explanation::Layer& layer) const;
-    void add_fetched(const LayerChunks& chunks, Explanation::Layer& layer) const;
+    void open_bundles();
+    /// Of the requests that are meant.
+    template <class IsMeant>
+    std::vector<Explanation::Fetched> sum_up(const IsMeant& is_it) const;
+    /// The image's chunks that a request brought.
+    std::vector<const ChunkMap::Part*> brought(const RangeRequest& request) const;
     void say_why_whole(Explanation::Layer& layer) const;
     std::uint64_t blob_bytes(std::size_t number);
     void share(std::vector<Explanation::Layer>& layers);
@@ -125,8 +134,9 @@ private:
     const Subject subject_;
     const std::shared_ptr<const ImageTree> tree_;
     const Events events_;
-    std::optional<ChunkSet> only_;                      ///< The file's chunks.
-    std::vector<std::shared_ptr<LayerChunks>> chunks_;  ///< Of each layer.
+    std::optional<ChunkSet> only_;                                          ///< The file's chunks.
+    std::vector<std::shared_ptr<LayerChunks>> chunks_;                      ///< Of each layer.
+    std::map<std::int64_t, std::vector<const ChunkMap::Part*>> by_bundle_;  ///< Brought by a start bundle's request.
     std::optional<std::vector<oci::Descriptor>> blobs_;
     ChunkSet waited_;  ///< By the mount whose start is told.
 };
@@ -170,7 +180,7 @@ Explanation::Layer Explainer::explain_layer(std::size_t number) {
     if (layer.state == LayerState::complete) layer.why = "all of it has come; lamina complete verifies it";
     if (layer.state == LayerState::quarantined) layer.why = core_.lazy.why_quarantined(diff_id);
     count_chunks(*chunks_[number], layer);
-    add_fetched(*chunks_[number], layer);
+    layer.fetched = sum_up([&](const RangeRequest& request) { return request.layer == diff_id && is_ours(request); });
     return layer;
 }
 
@@ -192,13 +202,41 @@ void Explainer::count_chunks(const LayerChunks& chunks, Explanation::Layer& laye
     }
 }
 
-void Explainer::add_fetched(const LayerChunks& chunks, Explanation::Layer& layer) const {
+void Explainer::open_bundles() {
+    if (events_.came.empty()) return;
+    std::unordered_map<std::string, const ChunkMap::Part*> by_digits;
+    for (const auto& layer : chunks_) {
+        for (const ChunkMap::Part& part : layer->map.parts())
+            by_digits.emplace(ChunksCame::digits_of(part.chunk), &part);
+    }
+    for (const ChunksCame& event : events_.came) {
+        for (const std::string& digits : event.chunks) {
+            const auto found = by_digits.find(digits);
+            if (found == by_digits.end()) continue;
+            const ChunkId& chunk = found->second->chunk;
+            by_bundle_[event.request_us].push_back(found->second);
+            for (const auto& layer : chunks_) {
+                if (layer->map.find(chunk)) layer->came.try_emplace(chunk, event.kind);
+            }
+        }
+    }
+}
+
+std::vector<const ChunkMap::Part*> Explainer::brought(const RangeRequest& request) const {
+    if (const auto bundle = by_bundle_.find(request.sent_us); bundle != by_bundle_.end()) return bundle->second;
+    std::vector<const ChunkMap::Part*> parts;
+    const auto at = std::ranges::find(subject_.layers, request.layer) - subject_.layers.begin();
+    const auto& map = chunks_[static_cast<std::size_t>(at)]->map;
+    for (const ChunkMap::Part& part : map.beginning_in(request.tar_first, request.tar_end)) parts.push_back(&part);
+    return parts;
+}
+
+template <class IsMeant>
+std::vector<Explanation::Fetched> Explainer::sum_up(const IsMeant& is_it) const {
     std::map<std::pair<FetchKind, std::string>, Explanation::Fetched> fetched;
     std::map<const Explanation::Fetched*, std::int64_t> answered;
     for (const RangeRequest& request : events_.requests) {
-        if (request.layer != layer.diff_id) continue;
-        const auto parts = chunks.map.beginning_in(request.tar_first, request.tar_end);
-        if (only_ && std::ranges::none_of(parts, [&](const auto& part) { return is_meant(part.chunk); })) continue;
+        if (!is_it(request)) continue;
         Explanation::Fetched& sum = fetched[{request.kind, request.source}];
         sum.kind = request.kind;
         sum.source = request.source;
@@ -210,10 +248,12 @@ void Explainer::add_fetched(const LayerChunks& chunks, Explanation::Layer& layer
         sum.first_byte_us += request.first_byte_us - request.sent_us;
         sum.transfer_us += request.end_us - request.first_byte_us;
     }
+    std::vector<Explanation::Fetched> sums;
     for (auto& [key, sum] : fetched) {
         if (sum.bytes > 0) sum.first_byte_us /= answered[&sum];
-        layer.fetched.push_back(sum);
+        sums.push_back(sum);
     }
+    return sums;
 }
 
 std::string day_of(std::int64_t unix_us) {
@@ -315,12 +355,9 @@ void Explainer::share(std::vector<Explanation::Layer>& layers) {
 }
 
 bool Explainer::is_ours(const RangeRequest& request) const {
-    const auto at = std::ranges::find(subject_.layers, request.layer);
-    if (at == subject_.layers.end()) return false;
-    if (!only_) return true;
-    const auto& map = chunks_[static_cast<std::size_t>(at - subject_.layers.begin())]->map;
-    return std::ranges::any_of(map.beginning_in(request.tar_first, request.tar_end),
-                               [&](const auto& part) { return is_meant(part.chunk); });
+    const bool is_bundle = by_bundle_.contains(request.sent_us);
+    if (!is_bundle && std::ranges::find(subject_.layers, request.layer) == subject_.layers.end()) return false;
+    return !only_ || std::ranges::any_of(brought(request), [&](const auto* part) { return is_meant(part->chunk); });
 }
 
 std::uint64_t Explainer::size_of(const ChunkId& chunk) const {
@@ -383,19 +420,16 @@ void Explainer::count_came(Explanation::Start& start, const ChunkSet& waited) co
         if (request.end_us < start.begun_us || !is_ours(request)) continue;
         start.fetched_bytes += request.bytes;
         ++start.request_count;
-        const auto at = std::ranges::find(subject_.layers, request.layer) - subject_.layers.begin();
-        const auto& map = chunks_[static_cast<std::size_t>(at)]->map;
-        for (const ChunkMap::Part& part : map.beginning_in(request.tar_first, request.tar_end)) {
-            if (!is_meant(part.chunk) || !seen.insert(part.chunk).second) continue;
-            if (request.kind == FetchKind::rest && !waited.contains(part.chunk)) {
-                start.rest_bytes += part.size_bytes;
+        for (const ChunkMap::Part* const part : brought(request)) {
+            if (!is_meant(part->chunk) || !seen.insert(part->chunk).second) continue;
+            if (request.kind == FetchKind::rest && !waited.contains(part->chunk)) {
+                start.rest_bytes += part->size_bytes;
                 continue;
             }
-            (waited.contains(part.chunk) ? start.waited_bytes : start.prefetched_bytes) += part.size_bytes;
+            (waited.contains(part->chunk) ? start.waited_bytes : start.prefetched_bytes) += part->size_bytes;
             if (!request_.read_chunks) continue;
-            const std::string digits = part.chunk.digest.hex().substr(0, ExplainRequest::kReadDigits);
-            const bool is_read = request_.read_chunks->contains(digits);
-            (is_read ? start.read_bytes : start.unread_bytes) += part.size_bytes;
+            const bool is_read = request_.read_chunks->contains(ChunksCame::digits_of(part->chunk));
+            (is_read ? start.read_bytes : start.unread_bytes) += part->size_bytes;
         }
     }
 }

@@ -81,6 +81,7 @@ struct Explanation {
     std::string path;              ///< Empty: all of the image.
     std::uint64_t size_bytes = 0;  ///< Of the file.
     std::vector<Layer> layers;     ///< Bottom first; of a file those that have chunks of it.
+    std::vector<Fetched> bundles;  ///< Start bundles: chunks of any layer.
     std::optional<Start> start;
     std::vector<std::string> hints;  ///< What would help, a line each.
 };
@@ -89,8 +90,7 @@ struct ExplainRequest {
     std::string image;     ///< As ImageReference, when no mount is meant.
     std::string mount_id;  ///< Its image, and its last start.
     std::string path;      ///< Only this file of the image; empty: all.
-    static constexpr std::size_t kReadDigits = 16;
-    /// What programs have read through the mount, as the first kReadDigits hex digits of chunk IDs; nullopt: not known.
+    /// What programs have read through the mount, by ChunksCame::digits_of(); nullopt: not known.
     std::optional<std::unordered_set<std::string>> read_chunks;
 };
 

@@ -64,6 +64,15 @@ boost::json::object written(const ChunkWait& event) {
             {"error", event.error.substr(0, kMaxErrorBytes)}};
 }
 
+boost::json::object written(const ChunksCame& event) {
+    boost::json::array chunks;
+    for (const std::string& digits : event.chunks) chunks.push_back(boost::json::string(digits));
+    return {{"event", "came"},
+            {"request", event.request_us},
+            {"kind", fetch_kind_name(event.kind)},
+            {"chunks", std::move(chunks)}};
+}
+
 boost::json::object written(const WholePull& event) {
     boost::json::array layers;
     for (const DiffId& layer : event.layers) layers.push_back(boost::json::string(layer.digest.hex()));
@@ -91,10 +100,15 @@ public:
         if (!std::ranges::is_sorted(numbers)) list.fail("not in order");
         return numbers;
     }
-    std::vector<DiffId> layers(std::string_view name) const {
+    std::vector<std::string> texts(std::string_view name) const {
         const json::Field list = field_.member(name);
+        std::vector<std::string> texts;
+        for (std::size_t i = 0; i < list.item_count(); ++i) texts.push_back(list.item(i).text());
+        return texts;
+    }
+    std::vector<DiffId> layers(std::string_view name) const {
         std::vector<DiffId> layers;
-        for (std::size_t i = 0; i < list.item_count(); ++i) layers.push_back({Digest::parse_hex(list.item(i).text())});
+        for (const std::string& layer : texts(name)) layers.push_back({Digest::parse_hex(layer)});
         return layers;
     }
     FetchKind kind() const {
@@ -148,6 +162,9 @@ void read_line(std::string_view text, FetchLog::Events& events) {
         events.requests.push_back(read_request(line));
     } else if (event == "wait") {
         events.waits.push_back(read_wait(line));
+    } else if (event == "came") {
+        events.came.push_back(
+            {.request_us = line.time("request"), .kind = line.kind(), .chunks = line.texts("chunks")});
     } else if (event == "mount") {
         events.mounts.push_back(
             {.mount = line.text("mount"), .config = {line.digest("config")}, .at_us = line.time("at")});
@@ -211,6 +228,9 @@ void FetchLog::add(const RangeRequest& event) noexcept {
     write(event);
 }
 void FetchLog::add(const ChunkWait& event) noexcept {
+    write(event);
+}
+void FetchLog::add(const ChunksCame& event) noexcept {
     write(event);
 }
 void FetchLog::add(const WholePull& event) noexcept {

@@ -26,7 +26,7 @@ struct MountBegun {
 
 /// A part of a layer's blob, asked of a registry.
 struct RangeRequest {
-    DiffId layer;
+    DiffId layer;        ///< Of a start bundle the digest of its directory.
     std::string source;  ///< "host/repository"
     FetchKind kind = FetchKind::waited;
     std::uint64_t blob_first = 0;  ///< Bytes blob_first to blob_end - 1.
@@ -53,6 +53,16 @@ struct ChunkWait {
     std::string error;
 };
 
+/// What a part of a start bundle brought, whose layer no request tells.
+struct ChunksCame {
+    static constexpr std::size_t kDigits = 16;
+    static constexpr std::size_t kMostChunks = 2'000;
+    std::int64_t request_us = 0;  ///< RangeRequest::sent_us of what brought it, and its kind.
+    FetchKind kind = FetchKind::trace;
+    std::vector<std::string> chunks;  ///< At most kMostChunks, by digits_of().
+    static std::string digits_of(const ChunkId& chunk) { return chunk.digest.hex().substr(0, kDigits); }
+};
+
 /// Layers that a pull brought whole.
 struct WholePull {
     std::int64_t at_us = 0;
@@ -74,6 +84,7 @@ public:
     void add(const MountBegun& event) noexcept;
     void add(const RangeRequest& event) noexcept;
     void add(const ChunkWait& event) noexcept;
+    void add(const ChunksCame& event) noexcept;
     void add(const WholePull& event) noexcept;
 
     /// What is known, each list in the order in which it happened.
@@ -81,6 +92,7 @@ public:
         std::vector<MountBegun> mounts;
         std::vector<RangeRequest> requests;
         std::vector<ChunkWait> waits;
+        std::vector<ChunksCame> came;
         std::vector<WholePull> pulls;
         std::uint64_t unreadable_lines = 0;  ///< Cut, damaged, or of another version.
     };

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <future>
 #include <map>
 #include <optional>
 #include <thread>
@@ -199,12 +200,20 @@ std::vector<ImageRow> import_images(StoreCore& core, const ImportRequest& reques
 }
 
 ImageRow pull_image(StoreCore& core, const PullRequest& request, const std::stop_token& stop) {
-    const RegistryPull pull{.reference = RegistryReference::parse(request.reference),
-                            .access = request.access,
-                            .platform = request.platform};
+    const bool may_be_lazy = request.lazy != PullRequest::Lazy::never;
+    std::future<PublishedBeside> beside;
+    RegistryPull pull{.reference = RegistryReference::parse(request.reference),
+                      .access = request.access,
+                      .platform = request.platform,
+                      .on_manifest = {}};
+    if (may_be_lazy) {
+        pull.on_manifest = [&](const auto& session, const BlobDigest& manifest) {
+            beside = std::async(std::launch::async, [=] { return find_published(*session, manifest); });
+        };
+    }
     RegistrySource source(core.http(), pull, RegistriesConf::load(), stop);
-    if (request.lazy != PullRequest::Lazy::never) {
-        if (const auto row = pull_lazily(core, request, source, stop)) return *row;
+    if (may_be_lazy) {
+        if (const auto row = pull_lazily(core, request, source, beside, stop)) return *row;
     }
     const ImportRequest import{
         .source = request.reference, .name = request.name, .platform = request.platform, .progress = request.progress};

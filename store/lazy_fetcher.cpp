@@ -1,157 +1,26 @@
 // Who needs a part asks the queue for it and waits for its outcome; the workers take runs of parts from the queue. A
 // run is one request. Each of its parts is decoded, checked, stored and told as soon as its bytes are there, so nobody
 // waits for what follows; a part that is wrong is asked of the next place, alone, and fails only those who wait for it.
-#include "store/lazy_fetcher.h"
-
-#include "store/blob_spool.h"
-#include "store/error.h"
-#include "store/fetch_queue.h"
 #include "store/job_packs.h"
-#include "store/lazy_check.h"
-#include "store/lazy_layer.h"
-#include "store/lazy_parts.h"
-#include "store/link_meter.h"
+#include "store/lazy_fetcher_impl.h"
 #include "store/noted_range.h"
-#include "store/rate_limit.h"
 #include "store/registries_conf.h"
-#include "store/registry_blob.h"
-#include "store/store_core.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <map>
-#include <mutex>
-#include <optional>
-#include <set>
-#include <thread>
-#include <utility>
 
 namespace lamina::store {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using Kind = FetchQueue::Kind;
 constexpr std::uint64_t kMaxLazyFileBytes = 1ull << 30;
 constexpr std::uint64_t kMaxQuarantineBytes = 64 << 10;
-constexpr std::uint64_t kLeastRestBytes = 2 << 20;  ///< Of one request for a layer's rest.
+constexpr std::uint64_t kMaxFileAheadBytes = 64 << 20;
 
-double seconds_between(Clock::time_point begin, Clock::time_point end) {
+double seconds_between(std::chrono::steady_clock::time_point begin, std::chrono::steady_clock::time_point end) {
     return std::chrono::duration<double>(end - begin).count();
 }
 
-bool is_wrong(const Error& error) {
-    return error.code() == Errc::corrupt || error.code() == Errc::malformed;
-}
-
 }  // namespace
-
-class LazyFetcher::Impl {
-public:
-    explicit Impl(StoreCore& core) : core_(core) {}
-    ~Impl();
-    bool is_lazy(const DiffId& layer) const { return exists(core_.paths.lazy(layer)); }
-    void forget(const DiffId& layer);
-    bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
-    std::vector<ChunkId> fetch(const std::string& mount_id, const ChunkId& chunk, const std::vector<DiffId>& layers,
-                               const std::stop_token& stop);
-    LayerState state(const DiffId& layer);
-    std::string why_quarantined(const DiffId& layer) const;
-    void check_not_quarantined(const DiffId& layer) const;
-    void prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers);
-    void complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop);
-
-private:
-    struct Open {
-        LazyLayer layer;
-        ChunkMap chunks;
-        LazyParts parts;
-        BlobSpool spool;
-        mutable std::atomic<std::size_t> parts_seen = 0;  ///< Have been seen here, from the first one on.
-        Open(LazyLayer lazy, const StorePaths& paths, const DiffId& diff_id)
-            : layer(std::move(lazy)),
-              chunks(paths.recipe(diff_id)),
-              parts(layer.points, chunks),
-              spool(paths.blob(diff_id)) {}
-        Open(const Open&) = delete;  // The parts point into it.
-        Open& operator=(const Open&) = delete;
-    };
-    using OpenLayer = std::shared_ptr<const Open>;
-    /// What many wait for: a part that is asked for.
-    struct Outcome {
-        bool is_known = false;
-        std::optional<Error> error;
-        std::int64_t request_us = 0;  ///< RangeRequest::sent_us, and its kind.
-        FetchKind kind = FetchKind::waited;
-    };
-    using Place = std::pair<DiffId, std::size_t>;  ///< Layer and part.
-    /// Somebody needs a part; `outcome` is the last one that he waited for.
-    struct Need {
-        Place place;
-        Kind kind = Kind::wanted;
-        std::shared_ptr<Outcome> outcome = nullptr;
-    };
-    /// A run on its way.
-    struct Flight {
-        const FetchQueue::Run& run;
-        FetchKind kind = FetchKind::waited;
-        std::int64_t request_us = 0;  ///< The name of its request.
-        OpenLayer open = nullptr;
-        RegistryPlaces places = {};
-        std::size_t part = 0;               ///< That is received.
-        std::vector<std::byte> bytes = {};  ///< Of the blob, from `first` on.
-        std::uint64_t first = 0;
-    };
-
-    OpenLayer open(const DiffId& layer);
-    bool is_whole(const Open& open) const;
-    /// Its chunks are here, and its blob bytes.
-    bool has_come(const Open& open, std::size_t part) const;
-    void fetch_rest(const DiffId& layer, const Open& open, const Completion& completion, const std::stop_token& stop);
-    void fetch_in_background(const DiffId& layer, const Open& open, const Completion& completion,
-                             const std::stop_token& stop);
-    void ask_for_rest(const DiffId& layer, const Open& open, std::pair<std::size_t, std::size_t> parts);
-    void stop_rest(const DiffId& layer);
-    void conclude(const DiffId& layer, const Open& open, const std::stop_token& stop);
-    [[noreturn]] void put_aside(const DiffId& layer, const std::string& why);
-    bool has_all(const LazyParts::Part& part) const;
-    /// Returns when the part has come. `has_it` is asked first, and again.
-    template <class HasIt>
-    void wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop);
-    void note_wait(ChunkWait wait, const Need& need, const std::string& error);
-    std::shared_ptr<Outcome> ask(const Place& place, Kind kind, bool again);
-    /// Returns the parts that the reader has passed since he waited for one.
-    std::pair<std::size_t, std::size_t> read_ahead(const Open& open, const Place& place);
-    void start_workers();
-
-    void work(const std::stop_token& stop);
-    void fly(const FetchQueue::Run& run, const std::stop_token& stop);
-    void receive(Flight& flight, const std::stop_token& stop);
-    void take_part(Flight& flight, std::span<const std::byte> blob_part, const std::stop_token& stop);
-    std::vector<std::byte> read_again(Flight& flight, const RegistryPlaces& places, const std::stop_token& stop);
-    /// From the part on that is received.
-    static RangeRequest request_for(const Flight& flight, const ByteRange& range);
-    void part_done(const Flight& flight, std::size_t part, std::optional<Error> error);
-    FetchKind kind_of(const FetchQueue::Run& run) const;
-    RegistryPlaces places_of(const DiffId& layer, const LazyLayer& lazy);
-    void store_chunks(const Open& open, const LazyParts::Part& part, std::span<const std::byte> tar);
-
-    StoreCore& core_;
-    std::mutex mutex_;  // Guards all below but the threads; not held across I/O.
-    std::condition_variable_any changed_;
-    std::map<DiffId, OpenLayer> open_;
-    std::map<DiffId, RegistryPlaces> places_;  ///< While they answer.
-    std::map<Place, std::shared_ptr<Outcome>> awaited_;
-    FetchQueue queue_;
-    std::set<Place> traced_;  ///< Parts that are read ahead because programs wanted them first before.
-    LinkMeter link_;
-    std::stop_source ending_;
-    std::set<DiffId> concluding_;                              ///< Somebody compares them with their digests.
-    std::optional<std::pair<DiffId, std::stop_source>> rest_;  ///< The run of a layer's rest that is on its way.
-    std::vector<std::jthread> workers_;
-};
 
 LazyFetcher::Impl::~Impl() {
     ending_.request_stop();
@@ -160,6 +29,10 @@ LazyFetcher::Impl::~Impl() {
 
 void LazyFetcher::Impl::forget(const DiffId& layer) {
     const std::lock_guard lock(mutex_);
+    forget_locked(layer);
+}
+
+void LazyFetcher::Impl::forget_locked(const DiffId& layer) {
     open_.erase(layer);
     places_.erase(layer);
     queue_.remove_layer(layer);
@@ -167,11 +40,14 @@ void LazyFetcher::Impl::forget(const DiffId& layer) {
 }
 
 LazyFetcher::Impl::OpenLayer LazyFetcher::Impl::open(const DiffId& layer) {
-    if (!is_lazy(layer)) return nullptr;  // Also when it was, and was removed since.
-    {
+    const auto find_open = [&](bool is_bundle) -> OpenLayer {
         const std::lock_guard lock(mutex_);
-        if (const auto found = open_.find(layer); found != open_.end()) return found->second;
-    }
+        const auto found = bundles_.contains(layer) == is_bundle ? open_.find(layer) : open_.end();
+        return found == open_.end() ? nullptr : found->second;
+    };
+    if (auto bundle = find_open(true)) return bundle;
+    if (!is_lazy(layer)) return nullptr;  // Also when it was, and was removed since.
+    if (auto found = find_open(false)) return found;
     const std::string path = core_.paths.lazy(layer);
     try {
         auto opened =
@@ -184,6 +60,10 @@ LazyFetcher::Impl::OpenLayer LazyFetcher::Impl::open(const DiffId& layer) {
         if (error.code() == Errc::not_found) return nullptr;  // Completed since the look.
         throw with_context(Error(Errc::corrupt, error.what()), path);
     }
+}
+
+bool LazyFetcher::Impl::is_wrong(const Error& error) {
+    return error.code() == Errc::corrupt || error.code() == Errc::malformed;
 }
 
 bool LazyFetcher::Impl::has_all(const LazyParts::Part& part) const {
@@ -207,7 +87,9 @@ std::vector<ChunkId> LazyFetcher::Impl::fetch(const std::string& mount_id, const
         Need need{.place = {layer, opened->parts.number_of(*part)}};
         const ChunkWait wait{
             .mount = mount_id, .layer = layer, .chunk = chunk, .begin_us = core_.fetches.now_us(), .error = {}};
+        if (wait_for_bundle(wait, stop)) return {chunk};
         const auto passed = read_ahead(*opened, need.place);
+        read_file_ahead(*opened, need.place, *part);
         try {
             wait_for(
                 need, [&] { return core_.chunks->find(chunk).has_value(); }, stop);
@@ -242,6 +124,29 @@ std::pair<std::size_t, std::size_t> LazyFetcher::Impl::read_ahead(const Open& op
     return {followed.passed_first, place.second};
 }
 
+void LazyFetcher::Impl::read_file_ahead(const Open& open, const Place& place, const ChunkMap::Part& part) {
+    const auto file = open.chunks.file_of(part, kMaxFileAheadBytes);
+    if (!file) return;
+    const auto of_file = open.chunks.beginning_in(file->first, file->end);
+    const std::size_t first = open.parts.number_of(of_file.front());
+    const std::size_t last = open.parts.number_of(of_file.back());
+    std::vector<Place> others;
+    {
+        const std::lock_guard lock(mutex_);
+        if (!queue_.knows(place.first, place.second)) return;
+        const auto note = [&](std::size_t number) {
+            if (number != place.second && queue_.is_idle(place.first, number)) others.emplace_back(place.first, number);
+        };
+        for (std::size_t number = place.second; number <= last; ++number) note(number);
+        for (std::size_t number = first; number < place.second; ++number) note(number);
+    }
+    std::erase_if(others, [&](const Place& other) { return has_all(open.parts[other.second]); });
+    const std::lock_guard lock(mutex_);
+    for (const Place& other : others) {
+        if (queue_.knows(other.first, other.second)) queue_.ask(other.first, other.second, Kind::ahead);
+    }
+}
+
 /// Who found it here has not waited.
 void LazyFetcher::Impl::note_wait(ChunkWait wait, const Need& need, const std::string& error) {
     if (!need.outcome) return;
@@ -253,24 +158,6 @@ void LazyFetcher::Impl::note_wait(ChunkWait wait, const Need& need, const std::s
         wait.kind = need.outcome->kind;
     }
     core_.fetches.add(wait);
-}
-
-template <class HasIt>
-void LazyFetcher::Impl::wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop) {
-    for (bool again = false; !has_it(); again = true) {
-        const std::shared_ptr<Outcome> outcome = ask(need.place, need.kind, again);
-        if (!outcome) continue;
-        need.outcome = outcome;
-        std::unique_lock lock(mutex_);
-        if (!changed_.wait(lock, stop, [&] { return outcome->is_known; }))
-            throw Error(Errc::cancelled, "fetch: cancelled");
-        if (!outcome->error) {
-            if (again) return;
-            continue;
-        }
-        const bool is_others = outcome->error->code() == Errc::cancelled && !ending_.stop_requested();
-        if (!is_others) throw Error(*outcome->error);
-    }
 }
 
 /// Null: the part has come since it was looked for.
@@ -335,6 +222,8 @@ void LazyFetcher::Impl::fly(const FetchQueue::Run& run, const std::stop_token& s
         places_.erase(run.layer);  // Another configuration, or other credentials, may do better.
     }
     for (; flight.part < run.end; ++flight.part) part_done(flight, flight.part, failure);
+    const auto [chunks, layers] = give_up_bundle(run.layer);
+    prefetch(chunks, layers);
 }
 
 FetchKind LazyFetcher::Impl::kind_of(const FetchQueue::Run& run) const {
@@ -361,7 +250,7 @@ void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
     auto begun_at = sent_at;
     for (; flight.part < flight.run.end; ++flight.part) {
         const AccessPoints::Span& span = parts[flight.part].span;
-        while (received < span.blob_end - flight.first) {
+        while (received < span.blob_end - flight.first || (received < flight.bytes.size() && is_held(flight))) {
             received += source.read(std::span(flight.bytes).subspan(received));
             if (begun_at == sent_at) begun_at = Clock::now();
         }
@@ -371,9 +260,10 @@ void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
             const std::lock_guard lock(mutex_);
             link_.note(seconds_between(sent_at, begun_at), seconds_between(begun_at, Clock::now()), received);
         }
+        wait_until_trusted(flight, stop);
         const std::size_t at = span.blob_first - flight.first;
         const std::size_t size = span.blob_end - span.blob_first;
-        if (flight.part == 0) flight.open->spool.put(0, std::span(flight.bytes).first(at));
+        if (flight.part == 0 && flight.open->spool) flight.open->spool->put(0, std::span(flight.bytes).first(at));
         take_part(flight, std::span(flight.bytes).subspan(at, size), stop);
     }
 }
@@ -388,11 +278,14 @@ void LazyFetcher::Impl::take_part(Flight& flight, std::span<const std::byte> blo
     while (true) {
         try {
             store_chunks(open, part, open.layer.points.decode(part.span, blob_part));
-            open.spool.put(part.span.blob_first, blob_part);
+            if (open.spool) open.spool->put(part.span.blob_first, blob_part);
+            if (!open.spool) note_came(flight);
             return part_done(flight, flight.part, std::nullopt);
         } catch (const Error& error) {
             if (!is_wrong(error)) throw;
-            if (left.size() == 1) return part_done(flight, flight.part, error);
+            const bool is_last = left.size() == 1;
+            if (is_last && !open.spool) throw;  // The layers have what the bundle has not.
+            if (is_last) return part_done(flight, flight.part, error);
         }
         left.erase(left.begin());
         bytes = read_again(flight, left, stop);
@@ -432,6 +325,8 @@ void LazyFetcher::Impl::part_done(const Flight& flight, std::size_t part, std::o
     const std::lock_guard lock(mutex_);
     queue_.part_done(flight.run, part, !error);
     traced_.erase(place);
+    const auto bundle = bundles_.find(place.first);
+    if (bundle != bundles_.end() && !error && --bundle->second.parts_left == 0) forget_bundle(bundle->first);
     const auto awaited = awaited_.find(place);
     if (awaited == awaited_.end()) return;
     awaited->second->is_known = true;
@@ -479,11 +374,6 @@ void LazyFetcher::Impl::store_chunks(const Open& open, const LazyParts::Part& pa
     packs.commit_chunks();
 }
 
-bool LazyFetcher::Impl::has_come(const Open& open, std::size_t part) const {
-    const AccessPoints::Span& span = open.parts[part].span;
-    return open.spool.has(part == 0 ? 0 : span.blob_first, span.blob_end) && has_all(open.parts[part]);
-}
-
 bool LazyFetcher::Impl::is_whole(const Open& open) const {
     std::size_t seen = open.parts_seen;
     while (seen < open.parts.size() && has_all(open.parts[seen])) ++seen;
@@ -521,7 +411,7 @@ void LazyFetcher::Impl::prefetch(const std::vector<ChunkId>& chunks, const std::
     }
     std::vector<Place> places;
     for (const ChunkId& chunk : chunks) {
-        if (core_.chunks->find(chunk)) continue;
+        if (core_.chunks->find(chunk) || place_in_bundle(chunk)) continue;
         for (const auto& [layer, one] : opened) {
             const ChunkMap::Part* const part = one->chunks.find(chunk);
             if (!part) continue;
@@ -529,6 +419,10 @@ void LazyFetcher::Impl::prefetch(const std::vector<ChunkId>& chunks, const std::
             break;
         }
     }
+    ask_ahead(places);
+}
+
+void LazyFetcher::Impl::ask_ahead(const std::vector<Place>& places) {
     if (places.empty()) return;
     const std::lock_guard lock(mutex_);  // All of them before any is taken, so that neighbours share a request.
     for (const auto& [layer, part] : places) {
@@ -536,128 +430,6 @@ void LazyFetcher::Impl::prefetch(const std::vector<ChunkId>& chunks, const std::
     }
     start_workers();
     changed_.notify_all();
-}
-
-void LazyFetcher::Impl::complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop) {
-    check_not_quarantined(layer);
-    try {
-        const auto opened = open(layer);
-        if (!opened) return;
-        fetch_rest(layer, *opened, completion, stop);
-        conclude(layer, *opened, stop);
-    } catch (const Error& error) {
-        const bool is_done_by_another = error.code() == Errc::cancelled && !stop.stop_requested() && !is_lazy(layer);
-        if (!is_done_by_another) throw;
-    }
-}
-
-void LazyFetcher::Impl::fetch_rest(const DiffId& layer, const Open& open, const Completion& completion,
-                                   const std::stop_token& stop) {
-    try {
-        if (completion.is_background) return fetch_in_background(layer, open, completion, stop);
-        for (std::size_t part = 0; part < open.parts.size(); ++part) {
-            const auto has_it = [&] { return has_come(open, part); };
-            if (!has_it()) read_ahead(open, {layer, part});
-            Need need{.place = {layer, part}};
-            wait_for(need, has_it, stop);
-            if (!completion.progress) continue;
-            const AccessPoints::Span& span = open.parts[part].span;
-            completion.progress({"completing", layer.digest.text(), span.blob_end, open.layer.blob.size_bytes, 0, 0});
-        }
-    } catch (const Error& error) {
-        if (!is_wrong(error)) throw;
-        if (const auto lie = find_lie(core_, {layer, open.layer, places_of(layer, open.layer)}, stop))
-            put_aside(layer, *lie);
-        throw;
-    }
-}
-
-void LazyFetcher::Impl::fetch_in_background(const DiffId& layer, const Open& open, const Completion& completion,
-                                            const std::stop_token& stop) {
-    RateLimit rate(completion.bytes_per_second);
-    for (std::size_t first = 0; first < open.parts.size();) {
-        std::uint64_t limit_bytes = 0;
-        {
-            const std::lock_guard lock(mutex_);
-            limit_bytes = std::max(kLeastRestBytes, link_.request_bytes());
-        }
-        if (completion.bytes_per_second > 0) limit_bytes = std::min(limit_bytes, completion.bytes_per_second);
-        std::uint64_t bytes = 0;
-        std::size_t end = first;
-        for (; end < open.parts.size(); ++end) {
-            const std::uint64_t more_bytes = has_come(open, end) ? 0 : open.parts[end].blob_bytes;
-            if (bytes > 0 && bytes + more_bytes > limit_bytes) break;
-            bytes += more_bytes;
-        }
-        ask_for_rest(layer, open, {first, end});
-        try {
-            for (; first < end; ++first) {
-                Need need{.place = {layer, first}, .kind = Kind::rest};
-                wait_for(
-                    need, [&] { return has_come(open, first); }, stop);
-            }
-        } catch (...) {  // Whatever it was: what was asked for is not wanted any more.
-            stop_rest(layer);
-            throw;
-        }
-        rate.take(bytes, stop);  // Paid afterwards: so a part that is larger than a second's worth comes at once.
-        const std::uint64_t done_bytes = open.parts[end - 1].span.blob_end;
-        if (completion.progress)
-            completion.progress({"completing", layer.digest.text(), done_bytes, open.layer.blob.size_bytes, 0, 0});
-    }
-}
-
-void LazyFetcher::Impl::ask_for_rest(const DiffId& layer, const Open& open, std::pair<std::size_t, std::size_t> parts) {
-    std::vector<std::size_t> missing;
-    for (std::size_t part = parts.first; part < parts.second; ++part) {
-        if (!has_come(open, part)) missing.push_back(part);
-    }
-    const std::lock_guard lock(mutex_);
-    for (const std::size_t part : missing) {
-        if (queue_.knows(layer, part)) queue_.ask(layer, part, Kind::rest, true);
-    }
-}
-
-void LazyFetcher::Impl::stop_rest(const DiffId& layer) {
-    const std::lock_guard lock(mutex_);
-    if (queue_.knows(layer, 0)) queue_.take_back(layer);
-    if (rest_ && rest_->first == layer) rest_->second.request_stop();
-    for (auto& [place, outcome] : awaited_) {  // Of what is not on its way nobody would tell.
-        if (place.first != layer || !queue_.is_idle(place.first, place.second)) continue;
-        outcome->is_known = true;
-        outcome->error = Error(Errc::cancelled, "fetch: taken back");
-    }
-    std::erase_if(awaited_, [](const auto& entry) { return entry.second->is_known; });
-    changed_.notify_all();
-}
-
-void LazyFetcher::Impl::conclude(const DiffId& layer, const Open& open, const std::stop_token& stop) {
-    {
-        std::unique_lock lock(mutex_);
-        if (!changed_.wait(lock, stop, [&] { return !concluding_.contains(layer); }))
-            throw Error(Errc::cancelled, "complete: cancelled");
-        concluding_.insert(layer);
-    }
-    const auto give_back = [&](const void*) {
-        const std::lock_guard lock(mutex_);
-        concluding_.erase(layer);
-        changed_.notify_all();
-    };
-    const std::unique_ptr<const void, decltype(give_back)> claim(&layer, give_back);
-    check_not_quarantined(layer);
-    if (!is_lazy(layer)) return;  // Another one has done it.
-    const LayerToCheck check{layer, open.layer, places_of(layer, open.layer)};
-    if (const auto wrong = check_lazy_layer(core_, check, stop)) put_aside(layer, *wrong);
-    remove_file(core_.paths.lazy(layer));
-    remove_file(core_.paths.blob(layer));
-    sync_folder(core_.paths.layers());
-    forget(layer);
-}
-
-void LazyFetcher::Impl::put_aside(const DiffId& layer, const std::string& why) {
-    quarantine(core_, layer, why);
-    check_not_quarantined(layer);
-    throw Error(Errc::internal, "quarantine: did not last");
 }
 
 LazyFetcher::LazyFetcher(StoreCore& core) : impl_(std::make_unique<Impl>(core)) {}
@@ -687,6 +459,12 @@ void LazyFetcher::check_not_quarantined(const DiffId& layer) const {
 }
 void LazyFetcher::prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers) {
     impl_->prefetch(chunks, layers);
+}
+std::optional<DiffId> LazyFetcher::bring(const StartBundle& bundle, LazyLayer blob, const std::vector<DiffId>& layers) {
+    return impl_->bring(bundle, std::move(blob), layers);
+}
+void LazyFetcher::decide(const DiffId& bundle, bool is_trusted) {
+    impl_->decide(bundle, is_trusted);
 }
 void LazyFetcher::complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop) {
     impl_->complete(layer, completion, stop);

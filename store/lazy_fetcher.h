@@ -5,12 +5,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
 
 namespace lamina::store {
 
+struct LazyLayer;
+struct StartBundle;
 struct StoreCore;
 
 /// How far a layer, or an image, has come: lazy, bytes are missing; complete, all are there, and not compared with the
@@ -49,6 +52,12 @@ public:
     bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
     /// Makes these be fetched ahead of whoever reads them, in few requests; returns at once.
     void prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers);
+    /// Begins to fetch the chunks of a start bundle, as far as they are missing; returns at once. They are to belong to
+    /// `layers`, from which they come when the bundle fails. `blob` says where the bundle is; it has no points. Nothing
+    /// is stored before decide() says that the bundle may be trusted; what it returns names it. nullopt: none is
+    /// missing.
+    std::optional<DiffId> bring(const StartBundle& bundle, LazyLayer blob, const std::vector<DiffId>& layers);
+    void decide(const DiffId& bundle, bool is_trusted);
     /// Fetches all that is missing of a layer, and compares it with what it should be: its tar with the diff ID, which
     /// proves the recipe too, and its blob with the blob's digest; then the layer is like any other. Nothing happens to
     /// one that is not lazy. corrupt: the layer is, or has just been, quarantined, or the registry gives wrong bytes.

@@ -8,6 +8,7 @@
 #include <boost/json/object.hpp>
 #include <boost/json/serialize.hpp>
 
+#include <future>
 #include <map>
 
 namespace lamina::store {
@@ -16,6 +17,7 @@ namespace {
 
 constexpr const char* kArtifactType = "application/vnd.lamina.index.v1";
 constexpr const char* kTraceType = "application/vnd.lamina.start-trace.v1";
+constexpr const char* kBundleDirectoryType = "application/vnd.lamina.start-bundle-directory.v1";
 constexpr std::uint64_t kMaxTraceBytes = 8 << 20;
 constexpr const char* kManifestType = "application/vnd.oci.image.manifest.v1+json";
 constexpr const char* kImageIndexType = "application/vnd.oci.image.index.v1+json";
@@ -54,15 +56,19 @@ std::optional<oci::Descriptor> newest_in(std::span<const std::byte> document, st
     return std::nullopt;
 }
 
-/// An image index of all that was published beside the subject; nullopt: nothing was.
+/// An image index of all that was published beside the subject; nullopt: nothing was. Both ways are tried at once: what
+/// the registry knows is not known, and a start waits for the answer.
 std::optional<std::vector<std::byte>> referrers(RegistrySession& session, const BlobDigest& subject) {
+    auto tagged = std::async(std::launch::async, [&]() -> std::optional<std::vector<std::byte>> {
+        try {
+            return session.manifest(fallback_tag(subject)).bytes;
+        } catch (const Error& error) {  // No such tag: nobody has published one.
+            if (error.code() != Errc::not_found) throw;
+            return std::nullopt;
+        }
+    });
     if (auto document = session.find_referrers(subject)) return document;
-    try {
-        return session.manifest(fallback_tag(subject)).bytes;
-    } catch (const Error& error) {  // No such tag: nobody has published one.
-        if (error.code() != Errc::not_found) throw;
-        return std::nullopt;
-    }
+    return tagged.get();
 }
 
 // Two who do this at once may lose one of the two entries: the registry offers no way to tell. What is lost is an index
@@ -158,24 +164,43 @@ LazyIndex read_lazy_index(RegistrySession& session, const oci::Descriptor& publi
     return LazyIndex::parse(session.manifest(published.digest.digest.text()).bytes, subject);
 }
 
-StartTrace read_start_trace(RegistrySession& session, const oci::Descriptor& published) {
+PublishedTrace read_start_trace(RegistrySession& session, const oci::Descriptor& published) {
     const auto document = session.manifest(published.digest.digest.text());
-    const oci::Manifest manifest = oci::parse_manifest(document.bytes, kManifestType);
-    if (manifest.layers.size() != 1 || manifest.layers[0].size_bytes > kMaxTraceBytes)
-        throw Error(Errc::malformed, "start trace: not one blob, or too large");
-    return StartTrace::parse(session.read_blob(manifest.layers[0]));
+    const std::vector<oci::Descriptor> blobs = oci::parse_manifest(document.bytes, kManifestType).layers;
+    const bool has_bundle = blobs.size() == 3 && blobs[1].media_type == kBundleDirectoryType &&
+                            blobs[2].media_type == kStartBundleMediaType;
+    if (blobs.size() != 1 && !has_bundle) throw Error(Errc::malformed, "start trace: not the blobs of one");
+    const auto read = [&](const oci::Descriptor& blob) {
+        if (blob.size_bytes > kMaxTraceBytes) throw Error(Errc::malformed, "start trace: too large");
+        return session.read_blob(blob);
+    };
+    if (!has_bundle) return {.trace = StartTrace::parse(read(blobs[0])), .bundle = std::nullopt};
+    auto directory = std::async(std::launch::async, read, blobs[1]);
+    PublishedTrace found{.trace = StartTrace::parse(read(blobs[0])),
+                         .bundle = PublishedBundle{StartBundle::parse(directory.get()), blobs[2]}};
+    if (found.bundle->directory.blob_bytes() != found.bundle->blob.size_bytes)
+        throw Error(Errc::malformed, "start bundle: its blob has another size than its frames");
+    return found;
 }
 
 void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject) {
     publish_artifact(session, kArtifactType, index.write(subject), subject);
 }
 
-void publish_start_trace(RegistrySession& session, const StartTrace& trace, const oci::Descriptor& subject) {
-    const std::string text = trace.write();
-    const auto bytes = as_bytes(text);
-    const oci::Descriptor blob{.media_type = kTraceType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
-    send_blob(session, blob, bytes);
-    publish_artifact(session, kTraceType, artifact_text(kTraceType, {json_of(blob)}, subject), subject);
+void publish_start_trace(RegistrySession& session, const PublishedTrace& trace, const oci::Descriptor& subject) {
+    boost::json::array blobs;
+    const auto send = [&](const char* media_type, const std::string& text) {
+        const auto bytes = as_bytes(text);
+        const oci::Descriptor blob{.media_type = media_type, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
+        send_blob(session, blob, bytes);
+        blobs.push_back(json_of(blob));
+    };
+    send(kTraceType, trace.trace.write());
+    if (trace.bundle) {
+        send(kBundleDirectoryType, trace.bundle->directory.write());
+        blobs.push_back(json_of(trace.bundle->blob));
+    }
+    publish_artifact(session, kTraceType, artifact_text(kTraceType, std::move(blobs), subject), subject);
 }
 
 }  // namespace lamina::store

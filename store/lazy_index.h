@@ -3,6 +3,7 @@
 #include "store/digest.h"
 #include "store/oci.h"
 #include "store/registry_session.h"
+#include "store/start_bundle.h"
 #include "store/start_trace.h"
 
 #include <optional>
@@ -32,6 +33,7 @@ struct LazyIndex {
 
 inline constexpr const char* kRecipeMediaType = "application/vnd.lamina.recipe.v1";
 inline constexpr const char* kAccessPointsMediaType = "application/vnd.lamina.access-points.v1";
+inline constexpr const char* kStartBundleMediaType = "application/vnd.lamina.start-bundle.v1";
 
 /// What the registry has beside a manifest, the newest of each.
 struct PublishedBeside {
@@ -40,12 +42,21 @@ struct PublishedBeside {
 };
 PublishedBeside find_published(RegistrySession& session, const BlobDigest& subject);
 LazyIndex read_lazy_index(RegistrySession& session, const oci::Descriptor& published, const BlobDigest& subject);
-/// What programs want first when the image is mounted.
-StartTrace read_start_trace(RegistrySession& session, const oci::Descriptor& published);
+/// What programs want first when the image is mounted, and, as a rule, those bytes.
+struct PublishedBundle {
+    StartBundle directory;
+    oci::Descriptor blob;
+};
+struct PublishedTrace {
+    StartTrace trace;
+    std::optional<PublishedBundle> bundle;
+};
+PublishedTrace read_start_trace(RegistrySession& session, const oci::Descriptor& published);
 
 /// Makes the registry have it. Its blobs must be there.
 void publish_lazy_index(RegistrySession& session, const LazyIndex& index, const oci::Descriptor& subject);
 
-void publish_start_trace(RegistrySession& session, const StartTrace& trace, const oci::Descriptor& subject);
+/// The bundle's blob must be there.
+void publish_start_trace(RegistrySession& session, const PublishedTrace& trace, const oci::Descriptor& subject);
 
 }  // namespace lamina::store

@@ -9,6 +9,7 @@
 #include <boost/json/serialize.hpp>
 
 #include <algorithm>
+#include <utility>
 
 namespace lamina::store {
 
@@ -62,15 +63,41 @@ ChunkMap::ChunkMap(const std::string& recipe_path) {
             continue;
         }
         if (step->chunk->is_hole) continue;  // Holes are not in the tar.
-        by_chunk_.emplace(step->chunk->chunk, parts_.size());
         parts_.push_back({step->chunk->chunk, offset, step->chunk->size_bytes});
         offset += step->chunk->size_bytes;
     }
+    number_chunks();
+}
+
+ChunkMap::ChunkMap(std::vector<Part> parts) : parts_(std::move(parts)) {
+    number_chunks();
+}
+
+void ChunkMap::number_chunks() {
+    by_chunk_.reserve(parts_.size());
+    for (std::size_t number = 0; number < parts_.size(); ++number) by_chunk_.emplace(parts_[number].chunk, number);
 }
 
 const ChunkMap::Part* ChunkMap::find(const ChunkId& chunk) const {
     const auto found = by_chunk_.find(chunk);
     return found == by_chunk_.end() ? nullptr : &parts_[found->second];
+}
+
+// A header lies before each file, so that only parts of one file touch.
+std::optional<ChunkMap::Range> ChunkMap::file_of(const Part& part, std::uint64_t limit_bytes) const {
+    Range range{.first = part.tar_offset, .end = part.tar_offset + part.size_bytes};
+    const auto at = static_cast<std::size_t>(&part - parts_.data());
+    for (std::size_t i = at; i > 0 && range.end - range.first <= limit_bytes; --i) {
+        const Part& before = parts_[i - 1];
+        if (before.tar_offset + before.size_bytes != range.first) break;
+        range.first = before.tar_offset;
+    }
+    for (std::size_t i = at + 1; i < parts_.size() && range.end - range.first <= limit_bytes; ++i) {
+        if (parts_[i].tar_offset != range.end) break;
+        range.end += parts_[i].size_bytes;
+    }
+    if (range.end - range.first > limit_bytes) return std::nullopt;
+    return range;
 }
 
 std::span<const ChunkMap::Part> ChunkMap::beginning_in(std::uint64_t tar_first, std::uint64_t tar_end) const {

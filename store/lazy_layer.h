@@ -37,12 +37,21 @@ public:
         std::uint64_t size_bytes = 0;
     };
     explicit ChunkMap(const std::string& recipe_path);
+    explicit ChunkMap(std::vector<Part> parts);  ///< By offset.
     const Part* find(const ChunkId& chunk) const;  ///< Its first occurrence; null: none.
     /// The parts that begin in a range of the tar, in order.
     std::span<const Part> beginning_in(std::uint64_t tar_first, std::uint64_t tar_end) const;
+    /// Where in the tar the file lies whose part this is; nullopt: it has more than `limit_bytes`.
+    struct Range {
+        std::uint64_t first = 0;
+        std::uint64_t end = 0;
+    };
+    std::optional<Range> file_of(const Part& part, std::uint64_t limit_bytes) const;
     const std::vector<Part>& parts() const noexcept { return parts_; }
 
 private:
+    void number_chunks();
+
     std::vector<Part> parts_;  ///< By offset.
     std::unordered_map<ChunkId, std::size_t> by_chunk_;
 };

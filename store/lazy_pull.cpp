@@ -2,13 +2,13 @@
 
 #include "store/error.h"
 #include "store/import_job.h"
-#include "store/lazy_index.h"
 #include "store/lazy_layer.h"
 #include "store/ordered_tasks.h"
 #include "store/recipe.h"
 
 #include <algorithm>
 #include <future>
+#include <iterator>
 #include <optional>
 #include <unordered_set>
 #include <utility>
@@ -26,12 +26,14 @@ constexpr unsigned kReadersAhead = 6;
 
 class LazyPull {
 public:
-    LazyPull(StoreCore& core, const PullRequest& request, RegistrySource& source, const std::stop_token& stop)
+    LazyPull(StoreCore& core, const PullRequest& request, RegistrySource& source, std::future<PublishedBeside>& beside,
+             const std::stop_token& stop)
         : core_(core),
           request_(request),
           source_(source),
           stop_(stop),
           image_(source.images().front()),
+          beside_(beside),
           places_(source.places()),
           meter_(request.progress),
           job_(core, meter_),
@@ -39,7 +41,7 @@ public:
 
     std::optional<ImageRow> run() {
         const BlobDigest manifest{Digest::of(image_.manifest)};
-        const PublishedBeside published = find_published(*places_.front(), manifest);
+        const PublishedBeside published = beside_.get();
         if (!published.index) {
             if (request_.lazy == PullRequest::Lazy::automatic) return std::nullopt;
             throw Error(Errc::not_found,
@@ -47,7 +49,9 @@ public:
         }
         if (published.trace) {
             trace_ = std::async(std::launch::async, [this, trace = *published.trace] {
-                return read_start_trace(*places_.front(), trace);
+                PublishedTrace read = read_start_trace(*places_.front(), trace);
+                if (read.bundle) bundle_ = bring(*read.bundle);
+                return read;
             });
         }
         const LazyIndex index = read_lazy_index(*places_.front(), *published.index, manifest);
@@ -66,12 +70,33 @@ public:
             parts.layers.push_back(image_.layers[i].diff_id.value());
             make_layer(index, i);
         }
+        const std::optional<PublishedTrace> trace = trusted_trace();
+        decide(trace.has_value());
         ImageRow row = job_.image(parts, stop_);
-        take_trace(row);
+        if (trace) keep(*trace, row);
         return row;
     }
 
+    ~LazyPull() {
+        if (trace_.valid()) trace_.wait();
+        decide(false);
+    }
+    LazyPull(const LazyPull&) = delete;
+    LazyPull& operator=(const LazyPull&) = delete;
+
 private:
+    /// It comes while the rest is done; what it holds is not believed before the recipes are here.
+    std::optional<DiffId> bring(const PublishedBundle& bundle) {
+        std::vector<DiffId> layers;
+        for (const SourceLayer& layer : image_.layers) layers.push_back(layer.diff_id.value());
+        return core_.lazy.bring(bundle.directory, found_at(bundle.blob), layers);
+    }
+
+    void decide(bool is_trusted) {
+        if (bundle_) core_.lazy.decide(*bundle_, is_trusted);
+        bundle_.reset();
+    }
+
     void make_layer(const LazyIndex& index, std::size_t number) {
         const DiffId diff_id = image_.layers[number].diff_id.value();
         const Leases::Claim claim = core_.leases.claim_layer(diff_id, stop_);
@@ -99,13 +124,8 @@ private:
             file.append(recipe_bytes);
             file.sync();
         }
-        const auto& place = places_.front()->place();
-        const LazyLayer lazy{.repository = named_repository(),
-                             .verifies_tls = request_.access.verifies_tls && !place.is_insecure,
-                             .auth_file = request_.access.auth_file,
-                             .cert_dir = request_.access.cert_dir,
-                             .blob = blob,
-                             .points = AccessPoints::parse(read(entry.points, kMaxPointsBytes))};
+        LazyLayer lazy = found_at(blob);
+        lazy.points = AccessPoints::parse(read(entry.points, kMaxPointsBytes));
         const LayerRow row = check(path, entry, lazy);
         write_file_atomically(core_.paths.lazy(entry.diff_id), lazy.write());
         rename_durably(path, core_.paths.recipe(entry.diff_id));
@@ -136,27 +156,50 @@ private:
     }
 
     /// A trace that names what is not in the image is somebody else's, or made up: none of it is believed.
-    void take_trace(const ImageRow& row) {
+    std::optional<PublishedTrace> trusted_trace() {
         try {
-            if (!trace_.valid()) return;
-            const StartTrace trace = trace_.get();
+            if (!trace_.valid()) return std::nullopt;
+            PublishedTrace published = trace_.get();
             std::unordered_set<ChunkId> known;
-            for (const DiffId& layer : row.layers) {
-                for (const ChunkId& chunk : Recipe::open(core_.paths.recipe(layer))->chunks()) known.insert(chunk);
+            for (const SourceLayer& layer : image_.layers) {
+                for (const ChunkId& chunk : Recipe::open(core_.paths.recipe(layer.diff_id.value()))->chunks())
+                    known.insert(chunk);
             }
-            for (const ChunkId& chunk : trace.chunks) {
+            std::vector<ChunkId> named = published.trace.chunks;
+            if (published.bundle) std::ranges::copy(published.bundle->directory.chunks(), std::back_inserter(named));
+            for (const ChunkId& chunk : named) {
                 if (known.contains(chunk)) continue;
-                return note("its start trace names chunk " + chunk.digest.hex() + ", which the image has not");
+                note("its start trace names chunk " + chunk.digest.hex() + ", which the image has not");
+                return std::nullopt;
             }
-            core_.traces.add({row.config, repository_of(row.names.empty() ? "" : row.names.front())}, trace.chunks);
-        } catch (const Error& error) {  // The image is there all the same.
+            return published;
+        } catch (const Error& error) {  // The image comes all the same.
             if (error.code() == Errc::cancelled) throw;
+            note(error.what());
+            return std::nullopt;
+        }
+    }
+
+    void keep(const PublishedTrace& trace, const ImageRow& row) {
+        const std::string repository = repository_of(row.names.empty() ? "" : row.names.front());
+        try {
+            core_.traces.add({row.config, repository}, trace.trace.chunks);
+        } catch (const Error& error) {  // A full disk, most likely.
             note(error.what());
         }
     }
 
     void note(const std::string& why) const {
         if (request_.note) request_.note(request_.reference + ": start trace not used: " + why);
+    }
+
+    LazyLayer found_at(const oci::Descriptor& blob) const {
+        return {.repository = named_repository(),
+                .verifies_tls = request_.access.verifies_tls && !places_.front()->place().is_insecure,
+                .auth_file = request_.access.auth_file,
+                .cert_dir = request_.access.cert_dir,
+                .blob = blob,
+                .points = {.blob = blob.digest, .points = {}}};
     }
 
     std::string named_repository() const {
@@ -200,6 +243,7 @@ private:
     RegistrySource& source_;
     const std::stop_token& stop_;
     const SourceImage image_;
+    std::future<PublishedBeside>& beside_;
     const RegistryPlaces places_;
     Meter meter_;
     ImportJob job_;
@@ -209,16 +253,17 @@ private:
         std::vector<std::byte> bytes;
     };
     std::vector<Ahead> ahead_;
-    std::future<StartTrace> trace_;
+    std::optional<DiffId> bundle_;  ///< Until it is decided; set before trace_ is there.
+    std::future<PublishedTrace> trace_;
     std::optional<OrderedTasks> reading_;  // Last: its threads use the rest.
 };
 
 }  // namespace
 
 std::optional<ImageRow> pull_lazily(StoreCore& core, const PullRequest& request, RegistrySource& source,
-                                    const std::stop_token& stop) {
+                                    std::future<PublishedBeside>& beside, const std::stop_token& stop) {
     try {
-        return LazyPull(core, request, source, stop).run();
+        return LazyPull(core, request, source, beside, stop).run();
     } catch (
         const Error& error) {  // A layer that cannot be lazy: then all of it comes at once, unless that is forbidden.
         if (error.code() != Errc::unsupported || request.lazy == PullRequest::Lazy::always) throw;

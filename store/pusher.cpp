@@ -32,6 +32,7 @@ constexpr std::size_t kMostKnownBlobs = 4;    ///< Of a layer that are asked for
 constexpr std::size_t kMostRepositories = 3;  ///< From which a blob is asked for.
 constexpr std::size_t kBufferBytes = 256 << 10;
 constexpr std::uint64_t kMaxRecipeBytes = 512ull << 20;
+constexpr std::uint64_t kBundleShare = 4;  ///< Part of an image that its start bundle may be as large as.
 
 /// A blob under construction in staging.
 class BlobFile : public ByteSink {
@@ -167,6 +168,7 @@ private:
     void send_config();
     void publish_index(const oci::Descriptor& manifest);
     void publish_trace(const oci::Descriptor& manifest);
+    void send_bundle(PublishedTrace& trace);
     LazyIndex::Layer send_index_of(const Layer& layer);
     oci::Descriptor send_bytes(const char* media_type, std::vector<std::byte> bytes);
 
@@ -346,16 +348,35 @@ void Push::publish_trace(const oci::Descriptor& manifest) {
     core_.traces.flush();
     std::optional<StartTrace> ours = core_.traces.find(image_.row.config);
     if (!ours) return;
-    StartTrace all;
+    PublishedTrace all;
     try {
         const auto published = find_published(session_, manifest.digest).trace;
         if (published) all = read_start_trace(session_, *published);
     } catch (const Error& error) {  // One that is none is replaced.
         if (error.code() != Errc::malformed) throw;
     }
-    if (!all.merge(ours->chunks)) return;
-    all.repository.clear();  // It is another one there.
+    const bool has_grown = all.trace.merge(ours->chunks);
+    if (!has_grown && all.bundle) return;
+    all.trace.repository.clear();  // It is another one there.
+    send_bundle(all);
     publish_start_trace(session_, all, manifest);
+}
+
+void Push::send_bundle(PublishedTrace& trace) {
+    trace.bundle.reset();
+    std::uint64_t image_bytes = 0;
+    for (const Layer& layer : layers_) image_bytes += layer.blob.value().size_bytes;
+    BlobFile file(folder_.path() + "/start-bundle");
+    WrittenBundle written = write_start_bundle(*core_.chunks, trace.trace.chunks, image_bytes / kBundleShare, file);
+    if (written.directory.frames.empty()) return;
+    file.flush();
+    const oci::Descriptor blob{
+        .media_type = kStartBundleMediaType, .digest = written.blob, .size_bytes = written.directory.blob_bytes()};
+    if (!session_.find_blob(blob.digest)) {
+        session_.upload_blob(blob, [&] { return file.open(); });
+        counts_.with_lock([&](Counts& counts) { counts.sent_bytes += blob.size_bytes; });
+    }
+    trace.bundle = PublishedBundle{std::move(written.directory), blob};
 }
 
 }  // namespace

@@ -48,6 +48,11 @@ public:
     }
 
     std::vector<std::byte> read(const oci::Descriptor& document) override {
+        const bool is_manifest = oci::is_manifest(document.media_type);
+        if (is_manifest) manifest_ = document.digest;
+        if (!is_manifest && manifest_ && source_.pull_.on_manifest) {
+            source_.pull_.on_manifest(source_.sessions_[first_place_], *std::exchange(manifest_, std::nullopt));
+        }
         if (document.digest == first_descriptor_->digest) return first_.bytes;
         for (std::size_t place = first_place_;; ++place) {
             try {
@@ -89,6 +94,7 @@ private:
     const std::size_t first_place_;
     RegistrySession::Document first_;
     std::optional<oci::Descriptor> first_descriptor_;
+    std::optional<BlobDigest> manifest_;  ///< The last one that was read, until it is told.
 };
 
 RegistrySource::RegistrySource(HttpClient& http, const RegistryPull& pull, const RegistriesConf& conf,

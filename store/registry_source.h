@@ -5,6 +5,7 @@
 #include "store/source_image.h"
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <stop_token>
 #include <string>
@@ -17,6 +18,9 @@ struct RegistryPull {
     RegistryReference reference;
     RegistryAccess access;
     oci::Platform platform;
+    /// Told as soon as it is known which manifest is the image's, and where from; before the config is asked for. May
+    /// be null. Once for each place that is tried.
+    std::function<void(const std::shared_ptr<RegistrySession>& session, const BlobDigest& manifest)> on_manifest;
 };
 
 /// One image of a registry, or of the mirrors that registries.conf names for it (tried first, in their order).

@@ -94,7 +94,20 @@ void StartTraces::flush() {
 void StartTraces::add(const Image& image, const std::vector<ChunkId>& chunks) {
     const std::lock_guard writing(writing_);
     StartTrace trace = find(image.config).value_or(StartTrace{.repository = image.repository, .chunks = {}});
-    if (!trace.merge(chunks)) return;
+    if (trace.merge(chunks)) write(image, trace);
+}
+
+void StartTraces::add_run(const Image& image, const std::vector<ChunkId>& chunks) {
+    flush();
+    const std::lock_guard writing(writing_);
+    const StartTrace before = find(image.config).value_or(StartTrace{});
+    StartTrace trace{.repository = image.repository, .chunks = {}};
+    trace.merge(chunks);
+    trace.merge(before.chunks);
+    if (trace.chunks != before.chunks) write(image, trace);
+}
+
+void StartTraces::write(const Image& image, const StartTrace& trace) const {
     make_folder(folder_);
     write_file_atomically(path(image.config), as_bytes(trace.write()));
     remove_oldest();

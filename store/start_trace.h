@@ -60,6 +60,8 @@ public:
         return best;
     }
     void add(const Image& image, const std::vector<ChunkId>& chunks);  ///< Merges and writes.
+    /// The same of a run that is known whole: its order counts, and what is known of others comes behind.
+    void add_run(const Image& image, const std::vector<ChunkId>& chunks);
 
 private:
     struct Run {
@@ -69,6 +71,7 @@ private:
         std::unordered_set<ChunkId> seen;
     };
     std::string path(const BlobDigest& config) const { return folder_ + "/" + config.digest.hex() + ".trace"; }
+    void write(const Image& image, const StartTrace& trace) const;
     std::vector<StartTrace> of_repository(const std::string& repository) const;
     void remove_oldest() const;
 

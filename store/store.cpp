@@ -30,6 +30,8 @@
 #include <cerrno>
 #include <ctime>
 #include <filesystem>
+#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 // The facade: each call resolves what it is given to rows and hands on. Opening is also recovery, the same whether the
@@ -118,6 +120,7 @@ public:
     std::string create_mount(const std::string& image, const std::string& mountpoint, bool is_read_only,
                              const std::string& name) override;
     void begin_mount(const std::string& mount_id, bool must_be_verified) override;
+    void note_reads(const std::string& mount_id, const std::vector<std::string>& chunks) override;
     void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) override;
     void discard_mount(const std::string& id) override;
     Explanation explain(const ExplainRequest& request, std::stop_token stop) override {
@@ -417,6 +420,30 @@ void StoreImpl::begin_mount(const std::string& mount_id, bool must_be_verified) 
     core_.traces.begin(mount_id);
     core_.fetches.add(MountBegun{mount_id, {Digest::parse(base.config_digest)}, core_.fetches.now_us()});
     prefetch_start(base);
+}
+
+void StoreImpl::note_reads(const std::string& mount_id, const std::vector<std::string>& chunks) {
+    if (!is_mount_id(mount_id) || chunks.empty()) return;
+    try {
+        const MountBase base = read_mount_base(core_.paths.mount(mount_id));
+        std::unordered_set<std::string> traced_digits;
+        if (const auto trace = core_.traces.find(traced(base).config)) {
+            for (const ChunkId& chunk : trace->chunks) traced_digits.insert(ChunksCame::digits_of(chunk));
+        }
+        if (std::ranges::all_of(chunks, [&](const auto& digits) { return traced_digits.contains(digits); })) return;
+        std::unordered_map<std::string, ChunkId> by_digits;
+        for (const DiffId& layer : base.layers) {
+            for (const ChunkId& chunk : Recipe::open(core_.paths.recipe(layer))->chunks()) {
+                by_digits.emplace(ChunksCame::digits_of(chunk), chunk);
+            }
+        }
+        std::vector<ChunkId> run;
+        for (const std::string& digits : chunks) {
+            if (const auto found = by_digits.find(digits); found != by_digits.end()) run.push_back(found->second);
+        }
+        core_.traces.add_run(traced(base), run);
+    } catch (const Error&) {  // The next start is slower then, and nothing else.
+    }
 }
 
 /// Ahead of whoever reads; what cannot be had is told to him.

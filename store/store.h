@@ -276,6 +276,9 @@ public:
     /// Before a mount's server starts, the first time or again: refuses a quarantined image (corrupt), and one that is
     /// not verified where it must be (denied); fetches ahead what programs wanted first before.
     virtual void begin_mount(const std::string& mount_id, bool must_be_verified) = 0;
+    /// What programs have read of a lazy image in a mount's first minute, in that order, as the first 16 hex digits of
+    /// chunk IDs: so its next start knows. Throws nothing.
+    virtual void note_reads(const std::string& mount_id, const std::vector<std::string>& chunks) = 0;
     /// Makes a chunk of a mount's lazy layers be stored. not_found: it is of none of them.
     virtual void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) = 0;
     /// Removes a mount's folder with all its changes. busy when a server runs on it: what a running mount needs is kept

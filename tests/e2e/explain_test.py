@@ -146,10 +146,10 @@ class ExplainTest(LazyScene):
         self.assertTrue(any("start trace" in hint for hint in self.lamina.json("explain", self.name)["hints"]))
         with support_store(self) as self.lamina:
             self.pull()
-            target = self.mount("--ro")
-            wait_for(lambda: self.start_of()["request_count"] > 0)
-            self.read(target, *JUMPS)
-            self.assertIn("trace", {request["kind"] for request in self.start_of()["requests"]})
+            wait_for(lambda: self.lamina.json("explain", self.name)["bundles"])
+            self.read(self.mount("--ro"), *JUMPS)
+            bundle, = self.lamina.json("explain", self.name)["bundles"]
+            self.assertEqual(("trace", 1, 0), (bundle["kind"], bundle["requests"], bundle["failures"]))
 
     def test_the_picture_holds_every_request_and_wait(self):
         self.pull()

@@ -44,7 +44,7 @@ class LazyTraceTest(LazyScene):
         self.lamina.call("pull", "--lazy=always", self.name)
         first = self.cold_start("without a trace")
         self.lamina.call("push", "--index", self.name)
-        self.assertEqual(1, len(self.artifact_blobs(TRACE_TYPE)))
+        self.assertEqual(3, len(self.artifact_blobs(TRACE_TYPE)))  # With the start bundle and its directory.
         again = self.start_of_another_node()
         self.assertLess(again, first)
 
@@ -52,6 +52,7 @@ class LazyTraceTest(LazyScene):
         self.lamina.call("pull", "--lazy=always", self.name)
         self.cold_start("without a trace")
         self.lamina.call("push", "--index", self.name)
+        self.publish_artifact(TRACE_TYPE, [blob for blob, _ in self.artifact_blobs(TRACE_TYPE)][:1])  # No bundle.
         with support_store(self) as self.lamina:
             self.lamina.call("pull", "--lazy=always", self.name)
             self.proxy.forget()

@@ -1,0 +1,180 @@
+#pragma once
+
+#include "store/blob_spool.h"
+#include "store/error.h"
+#include "store/fetch_queue.h"
+#include "store/lazy_fetcher.h"
+#include "store/lazy_layer.h"
+#include "store/lazy_parts.h"
+#include "store/link_meter.h"
+#include "store/registry_blob.h"
+#include "store/store_core.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace lamina::store {
+
+/// Locks, what is on its way, and who waits for it. Split over lazy_fetcher.cpp (readers and requests), lazy_bundle.cpp
+/// (start bundles) and lazy_rest.cpp (what completes a layer).
+class LazyFetcher::Impl {
+public:
+    explicit Impl(StoreCore& core) : core_(core) {}
+    ~Impl();
+    bool is_lazy(const DiffId& layer) const { return exists(core_.paths.lazy(layer)); }
+    void forget(const DiffId& layer);
+    bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
+    std::vector<ChunkId> fetch(const std::string& mount_id, const ChunkId& chunk, const std::vector<DiffId>& layers,
+                               const std::stop_token& stop);
+    LayerState state(const DiffId& layer);
+    std::string why_quarantined(const DiffId& layer) const;
+    void check_not_quarantined(const DiffId& layer) const;
+    void prefetch(const std::vector<ChunkId>& chunks, const std::vector<DiffId>& layers);
+    std::optional<DiffId> bring(const StartBundle& bundle, LazyLayer blob, const std::vector<DiffId>& layers);
+    void decide(const DiffId& bundle, bool is_trusted);
+    void complete(const DiffId& layer, const Completion& completion, const std::stop_token& stop);
+
+private:
+    using Clock = std::chrono::steady_clock;
+    using Kind = FetchQueue::Kind;
+    struct Open {
+        LazyLayer layer;
+        ChunkMap chunks;
+        LazyParts parts;
+        std::optional<BlobSpool> spool;                   ///< None: a start bundle's.
+        mutable std::atomic<std::size_t> parts_seen = 0;  ///< Have been seen here, from the first one on.
+        Open(LazyLayer lazy, const StorePaths& paths, const DiffId& diff_id)
+            : layer(std::move(lazy)),
+              chunks(paths.recipe(diff_id)),
+              parts(layer.points, chunks),
+              spool(paths.blob(diff_id)) {}
+        Open(LazyLayer blob, ChunkMap map)
+            : layer(std::move(blob)), chunks(std::move(map)), parts(layer.points, chunks) {}
+        Open(const Open&) = delete;  // The parts point into it.
+        Open& operator=(const Open&) = delete;
+    };
+    using OpenLayer = std::shared_ptr<const Open>;
+    /// What many wait for: a part that is asked for.
+    struct Outcome {
+        bool is_known = false;
+        std::optional<Error> error;
+        std::int64_t request_us = 0;  ///< RangeRequest::sent_us, and its kind.
+        FetchKind kind = FetchKind::waited;
+    };
+    using Place = std::pair<DiffId, std::size_t>;  ///< Layer and part.
+    /// Somebody needs a part; `outcome` is the last one that he waited for.
+    struct Need {
+        Place place;
+        Kind kind = Kind::wanted;
+        std::shared_ptr<Outcome> outcome = nullptr;
+    };
+    /// A start bundle on its way.
+    struct Bundle {
+        std::vector<DiffId> layers;
+        std::size_t parts_left = 0;  ///< That were asked for.
+        bool is_trusted = false;     ///< Until then its bytes come, and nothing is made of them.
+    };
+    /// A run on its way.
+    struct Flight {
+        const FetchQueue::Run& run;
+        FetchKind kind = FetchKind::waited;
+        std::int64_t request_us = 0;  ///< The name of its request.
+        OpenLayer open = nullptr;
+        RegistryPlaces places = {};
+        std::size_t part = 0;               ///< That is received.
+        std::vector<std::byte> bytes = {};  ///< Of the blob, from `first` on.
+        std::uint64_t first = 0;
+    };
+
+    OpenLayer open(const DiffId& layer);
+    bool is_whole(const Open& open) const;
+    /// Its chunks are here, and its blob bytes.
+    bool has_come(const Open& open, std::size_t part) const;
+    void fetch_rest(const DiffId& layer, const Open& open, const Completion& completion, const std::stop_token& stop);
+    void fetch_in_background(const DiffId& layer, const Open& open, const Completion& completion,
+                             const std::stop_token& stop);
+    void ask_for_rest(const DiffId& layer, const Open& open, std::pair<std::size_t, std::size_t> parts);
+    void stop_rest(const DiffId& layer);
+    void conclude(const DiffId& layer, const Open& open, const std::stop_token& stop);
+    [[noreturn]] void put_aside(const DiffId& layer, const std::string& why);
+    bool has_all(const LazyParts::Part& part) const;
+    static bool is_wrong(const Error& error);  ///< Another place may have it right.
+    /// Returns when the part has come. `has_it` is asked first, and again.
+    template <class HasIt>
+    void wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop);
+    void note_wait(ChunkWait wait, const Need& need, const std::string& error);
+    /// Waits for a chunk that comes with a start bundle. False: it does not.
+    bool wait_for_bundle(const ChunkWait& wait, const std::stop_token& stop);
+    std::optional<Place> place_in_bundle(const ChunkId& chunk);
+    /// The bundle, if it is one, is forgotten. Returns its chunks, and where else they are.
+    std::pair<std::vector<ChunkId>, std::vector<DiffId>> give_up_bundle(const DiffId& id);
+    bool is_held(const Flight& flight);
+    void wait_until_trusted(const Flight& flight, const std::stop_token& stop);
+    void forget_bundle(DiffId bundle);  ///< With the lock held, like the next.
+    void forget_locked(const DiffId& layer);
+    void ask_ahead(const std::vector<Place>& places);
+    void note_came(const Flight& flight);
+    std::shared_ptr<Outcome> ask(const Place& place, Kind kind, bool again);
+    /// Returns the parts that the reader has passed since he waited for one.
+    std::pair<std::size_t, std::size_t> read_ahead(const Open& open, const Place& place);
+    /// Who reads a part of a file wants most of it, as a rule, in whatever order; and the line is idle while he waits.
+    void read_file_ahead(const Open& open, const Place& place, const ChunkMap::Part& part);
+    void start_workers();
+
+    void work(const std::stop_token& stop);
+    void fly(const FetchQueue::Run& run, const std::stop_token& stop);
+    void receive(Flight& flight, const std::stop_token& stop);
+    void take_part(Flight& flight, std::span<const std::byte> blob_part, const std::stop_token& stop);
+    std::vector<std::byte> read_again(Flight& flight, const RegistryPlaces& places, const std::stop_token& stop);
+    /// From the part on that is received.
+    static RangeRequest request_for(const Flight& flight, const ByteRange& range);
+    void part_done(const Flight& flight, std::size_t part, std::optional<Error> error);
+    FetchKind kind_of(const FetchQueue::Run& run) const;
+    RegistryPlaces places_of(const DiffId& layer, const LazyLayer& lazy);
+    void store_chunks(const Open& open, const LazyParts::Part& part, std::span<const std::byte> tar);
+
+    StoreCore& core_;
+    std::mutex mutex_;  // Guards all below but the threads; not held across I/O.
+    std::condition_variable_any changed_;
+    std::map<DiffId, OpenLayer> open_;
+    std::map<DiffId, RegistryPlaces> places_;  ///< While they answer.
+    std::map<Place, std::shared_ptr<Outcome>> awaited_;
+    FetchQueue queue_;
+    std::map<DiffId, Bundle> bundles_;             ///< By the digests of their directories.
+    std::unordered_map<ChunkId, DiffId> bundled_;  ///< What comes with them.
+    std::set<Place> traced_;  ///< Parts that are read ahead because programs wanted them first before.
+    LinkMeter link_;
+    std::stop_source ending_;
+    std::set<DiffId> concluding_;                              ///< Somebody compares them with their digests.
+    std::optional<std::pair<DiffId, std::stop_source>> rest_;  ///< The run of a layer's rest that is on its way.
+    std::vector<std::jthread> workers_;
+};
+
+template <class HasIt>
+void LazyFetcher::Impl::wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop) {
+    for (bool again = false; !has_it(); again = true) {
+        const std::shared_ptr<Outcome> outcome = ask(need.place, need.kind, again);
+        if (!outcome) continue;
+        need.outcome = outcome;
+        std::unique_lock lock(mutex_);
+        if (!changed_.wait(lock, stop, [&] { return outcome->is_known; }))
+            throw Error(Errc::cancelled, "fetch: cancelled");
+        if (!outcome->error) {
+            if (again) return;
+            continue;
+        }
+        const bool is_others = outcome->error->code() == Errc::cancelled && !ending_.stop_requested();
+        if (!is_others) throw Error(*outcome->error);
+    }
+}
+
+}  // namespace lamina::store
