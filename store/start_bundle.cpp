@@ -2,6 +2,7 @@
 
 #include "store/chunker.h"
 #include "store/error.h"
+#include "store/text_line.h"
 
 #include <zstd.h>
 
@@ -19,6 +20,7 @@ namespace lamina::store {
 
 namespace {
 
+constexpr const char* kFile = "start bundle";
 constexpr std::string_view kMagic = "lamina start bundle 1";
 constexpr std::string_view kFrame = "frame ";
 constexpr std::uint64_t kFirstFrameBytes = 128 << 10;
@@ -26,14 +28,6 @@ constexpr int kLevel = 15;
 
 [[noreturn]] void fail(const std::string& why) {
     throw Error(Errc::malformed, "start bundle: " + why);
-}
-
-std::string_view take_line(std::string_view& text) {
-    const auto end = text.find('\n');
-    if (end == std::string_view::npos) fail("a line does not end");
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(end + 1);
-    return line;
 }
 
 std::uint64_t number_of(std::string_view text, std::uint64_t most) {
@@ -93,13 +87,13 @@ std::string StartBundle::write() const {
 
 StartBundle StartBundle::parse(std::span<const std::byte> file) {
     std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-    if (take_line(text) != kMagic) fail("not one of this version");
+    if (take_line(text, kFile) != kMagic) fail("not one of this version");
     StartBundle bundle;
     std::unordered_set<ChunkId> seen;
     std::uint64_t left_bytes = kMaxBlobBytes;
     std::uint64_t frame_bytes = 0;
     while (!text.empty()) {
-        const std::string_view line = take_line(text);
+        const std::string_view line = take_line(text, kFile);
         if (line.starts_with(kFrame)) {
             if (!bundle.frames.empty() && bundle.frames.back().chunks.empty()) fail("an empty frame");
             bundle.frames.push_back({.blob_bytes = number_of(line.substr(kFrame.size()), left_bytes), .chunks = {}});

@@ -2,6 +2,7 @@
 
 #include "store/error.h"
 #include "store/file.h"
+#include "store/text_line.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -11,17 +12,10 @@ namespace lamina::store {
 
 namespace {
 
+constexpr const char* kFile = "start trace";
 constexpr std::string_view kMagic = "lamina start trace 1";
 constexpr std::uint64_t kMaxFileBytes = 8 << 20;
 constexpr std::size_t kUnwrittenChunks = 32;
-
-std::string_view take_line(std::string_view& text) {
-    const auto end = text.find('\n');
-    if (end == std::string_view::npos) throw Error(Errc::malformed, "start trace: a line does not end");
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(end + 1);
-    return line;
-}
 
 }  // namespace
 
@@ -33,11 +27,11 @@ std::string StartTrace::write() const {
 
 StartTrace StartTrace::parse(std::span<const std::byte> file) {
     std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-    if (take_line(text) != kMagic) throw Error(Errc::malformed, "start trace: not one, or of another version");
-    StartTrace trace{.repository = std::string(take_line(text)), .chunks = {}};
+    if (take_line(text, kFile) != kMagic) throw Error(Errc::malformed, "start trace: not one, or of another version");
+    StartTrace trace{.repository = std::string(take_line(text, kFile)), .chunks = {}};
     while (!text.empty()) {
         if (trace.chunks.size() == kMaxChunks) throw Error(Errc::malformed, "start trace: too many chunks");
-        trace.chunks.push_back({Digest::parse(take_line(text))});
+        trace.chunks.push_back({Digest::parse(take_line(text, kFile))});
     }
     return trace;
 }
