@@ -51,7 +51,7 @@ struct OwnerMap {
 };
 
 /// How long a call that finds the disk full waits for removed files to be gone.
-inline constexpr std::chrono::milliseconds kForgetPatience{50};
+inline constexpr std::chrono::milliseconds kForgetPatience{500};
 
 /// What an operation works with; lives as long as the mount. Owns nothing.
 struct MountContext {

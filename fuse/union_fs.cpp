@@ -182,7 +182,9 @@ void UnionFs::Impl::lost_name(NodeId node) {
 }
 
 void UnionFs::Impl::is_not_nameless() {
-    if (nameless_count != 0 && --nameless_count == 0) none_is_nameless.notify_all();
+    if (nameless_count == 0) return;
+    held_count = std::min(held_count, --nameless_count);
+    one_is_forgotten.notify_all();
 }
 
 void UnionFs::Impl::release_freed() {
@@ -233,12 +235,13 @@ void UnionFs::forget(NodeId node, std::uint64_t count) {
 
 bool UnionFs::awaits_forget() const noexcept {
     const std::lock_guard lock(impl_->mutex);
-    return impl_->nameless_count != 0;
+    return impl_->nameless_count > impl_->held_count;
 }
 
 void UnionFs::wait_for_forget(std::chrono::milliseconds limit) {
     std::unique_lock lock(impl_->mutex);
-    impl_->none_is_nameless.wait_for(lock, limit, [&] { return impl_->nameless_count == 0; });
+    const auto is_all_forgotten = [&] { return impl_->nameless_count <= impl_->held_count; };
+    if (!impl_->one_is_forgotten.wait_for(lock, limit, is_all_forgotten)) impl_->held_count = impl_->nameless_count;
 }
 
 Result<Attributes> UnionFs::attributes(NodeId node) {

@@ -74,7 +74,7 @@ public:
     void forget(NodeId node, std::uint64_t count);
     /// Whether files without a name keep their room because the kernel has not forgotten them (yet).
     bool awaits_forget() const noexcept;
-    /// Waits until there is none, at most so long.
+    /// Waits until there is none, at most so long. What it waited for in vain is not waited for again.
     void wait_for_forget(std::chrono::milliseconds limit);
     Result<Attributes> attributes(NodeId node);
     Result<std::string> link_target(NodeId node);

@@ -27,8 +27,9 @@ public:
     FileKeeper* const files;  ///< Null unless the keeper keeps files.
     const Clock clock;
     std::mutex mutex;  // Taken alone; the keeper's own locks come behind it.
-    std::condition_variable none_is_nameless;
+    std::condition_variable one_is_forgotten;
     std::size_t nameless_count = 0;  ///< Inodes without a name that the kernel knows, as far as this server saw it.
+    std::size_t held_count = 0;      ///< So many of them were waited for in vain: programs have them open.
     QuotaLimits limits;
 
     Result<void> can_change() const;                                 ///< EROFS.

@@ -35,7 +35,6 @@ ONE_SIDE = {
     "upper.one-step": (UNIT, "a kill between two chosen calls takes a hook in the keeper"),
     "upper.synced-copies": (UNIT, "a mount does not show what was synced"),
     "upper.sync": (UNIT, "a mount does not show what was synced"),
-    "upper.room": (KERNEL, "the server waits for the kernel, not the union"),
     "upper.owners-beside": (KERNEL, "the server's options choose it; its form is [stacks.override-stat]"),
     "steps.space": (UNIT, "a mount does not show what space is whose"),
     "steps.whole": (UNIT, "memory and room that end at a chosen step take a keeper that is a model"),

@@ -4,8 +4,10 @@
 
 #include <fcntl.h>
 
+#include <chrono>
 #include <set>
 #include <string>
+#include <vector>
 
 using namespace lamina;
 using namespace lamina::unionfs;
@@ -121,6 +123,29 @@ TEST_CASE("the space of a removed file is released when the kernel forgets it",
     at.fs->forget(node, 1);
     CHECK(at.keeper.released_bytes == 5);
     CHECK(UnionFixture::code(at.fs->attributes(node)) == ENOENT);
+}
+
+TEST_CASE("removed files that are waited for in vain are not waited for again, but others are",
+          "[fuse][union][data][upper.room]") {
+    UnionFixture at(one_file);
+    std::vector<NodeId> nodes;
+    const auto remove_known = [&](const std::string& name) {
+        REQUIRE(at.create("/" + name));
+        nodes.push_back((*at.fs->lookup(kRootNode, name))->attributes.node);
+        CHECK(at.unlink("/" + name) == 0);
+    };
+    CHECK_FALSE(at.fs->awaits_forget());
+    remove_known("held");
+    CHECK(at.fs->awaits_forget());
+    at.fs->wait_for_forget(std::chrono::milliseconds(1));
+    CHECK_FALSE(at.fs->awaits_forget());
+    remove_known("gone");
+    CHECK(at.fs->awaits_forget());
+    at.fs->forget(nodes[1], 1);
+    CHECK_FALSE(at.fs->awaits_forget());
+    at.fs->forget(nodes[0], 1);
+    remove_known("next");
+    CHECK(at.fs->awaits_forget());
 }
 
 TEST_CASE("a write that has no room changes nothing and says why", "[fuse][union][data][steps.whole]") {
