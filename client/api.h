@@ -198,8 +198,9 @@ BOOST_DESCRIBE_STRUCT(CommitRequest, (), (mount, name))
 struct FetchRequest {
     std::string mount;  ///< The mount's ID.
     std::string chunk;  ///< "sha256:..."
+    bool bytes = false;
 };
-BOOST_DESCRIBE_STRUCT(FetchRequest, (), (mount, chunk))
+BOOST_DESCRIBE_STRUCT(FetchRequest, (), (mount, chunk, bytes))
 
 /// What was fetched of a layer for one purpose from one source. Times are microseconds, here and below.
 struct ExplainedFetch {

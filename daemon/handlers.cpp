@@ -293,8 +293,9 @@ struct Handlers::Endpoint {
     static void fetch(const Call& call) {
         const auto request = api::parse_request<api::FetchRequest>(call.request.body);
         const BackgroundCompletion::Reading reading(*call.self.daemon_.completion);
-        call.self.store_.fetch_chunk(request.mount, {store::Digest::parse(request.chunk)}, call.stop);
-        call.out.push("{}\n");
+        const auto bytes = call.self.store_.fetch_chunk(
+            {request.mount, {store::Digest::parse(request.chunk)}, request.bytes}, call.stop);
+        ChannelSink(call.out).write(bytes);
     }
 
     static void save(const Call& call) {
@@ -438,7 +439,7 @@ const Handlers::Endpoint* Handlers::find(const ApiRequest& request) {
         Endpoint{"POST", api::path::kPull, kLines, Endpoint::pull},
         Endpoint{"POST", api::path::kPush, kLines, Endpoint::push},
         Endpoint{"POST", api::path::kComplete, kLines, Endpoint::complete},
-        Endpoint{"POST", api::path::kFetch, kJson, Endpoint::fetch},
+        Endpoint{"POST", api::path::kFetch, kBytes, Endpoint::fetch},
         Endpoint{"POST", api::path::kCommit, kLines, Endpoint::commit},
         Endpoint{"GET", api::path::kExplain, kJson, Endpoint::explain},
         Endpoint{"GET", api::path::kUsage, kJson, Endpoint::usage},

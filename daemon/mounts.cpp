@@ -339,7 +339,6 @@ std::optional<Mounts::Reads> Mounts::reads(const api::Mount& mount) const {
     if (!mount.running) return std::nullopt;
     try {
         const auto reply = ask_server(mount.folder, "reads", kStatsLimit);
-        if (!reply.at("known").as_bool()) return std::nullopt;
         const boost::json::string& text = reply.at("chunks").as_string();
         const std::string_view digits(text.data(), text.size());
         Reads reads{.chunks = {}, .start_count = reply.at("start").to_number<std::size_t>()};

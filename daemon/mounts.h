@@ -36,8 +36,8 @@ public:
                                std::stop_token stop);
     /// Of a mount that runs; `set`: new limits first, which it keeps. unavailable: it does not run.
     api::Quota quota(const std::string& reference, const std::optional<api::QuotaRequest>& set) const;
-    /// First hex digits of the chunks that were read through a mount of a lazy image, in order; nullopt: not known, or
-    /// not now.
+    /// First hex digits of the chunks that were read through a mount, in order: of one of a lazy image, else only those
+    /// of its first minute. nullopt: not known now.
     struct Reads {
         std::vector<std::string> chunks;
         std::size_t start_count = 0;  ///< So many of them in the first minute.

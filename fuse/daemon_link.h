@@ -2,6 +2,7 @@
 
 #include "store/read_view.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -12,10 +13,13 @@
 
 namespace lamina::unionfs {
 
-/// Which chunks of a lazy image have been read, each once, in order; of very many the first ones. For lamina explain,
-/// and for the image's next start. Thread-safe.
+/// Which chunks of an image have been read, each once, in order; of very many the first ones. For lamina explain, and
+/// for the image's next start, here or where it is pushed to. Thread-safe.
 class ReadChunks {
 public:
+    enum class Until : std::uint8_t { end, start_is_over };
+    explicit ReadChunks(Until until) : until_(until) {}
+
     static constexpr std::size_t kMostChunks = 16'384;
     static constexpr std::size_t kPrefixBytes = 8;
     static constexpr auto kStart = std::chrono::seconds(60);  ///< From the first one.
@@ -28,6 +32,8 @@ public:
     Seen seen() const;
 
 private:
+    const Until until_;
+    std::atomic<bool> is_over_ = false;
     mutable std::mutex mutex_;                    // Guards the next; a leaf.
     std::unordered_set<std::uint64_t> prefixes_;  ///< Big-endian.
     std::vector<std::uint64_t> in_order_;
@@ -44,13 +50,17 @@ public:
     DaemonLink(std::string store_root, std::string mount_id, std::chrono::milliseconds limit,
                std::shared_ptr<ReadChunks> reads = nullptr)
         : store_root_(std::move(store_root)), mount_id_(std::move(mount_id)), limit_(limit), reads_(std::move(reads)) {}
-    void fetch(const store::ChunkId& chunk) override;
+    std::vector<std::byte> fetch(const store::ChunkId& chunk) override;
     void has_read(const store::ChunkId& chunk) noexcept override {
         if (reads_) reads_->add(chunk);
     }
 
 private:
-    std::string ask(const std::string& request, std::chrono::milliseconds limit) const;
+    struct Reply {
+        int status = 0;  ///< Of HTTP; 0: it broke off.
+        std::string body;
+    };
+    Reply ask(const std::string& request, std::chrono::milliseconds limit) const;
 
     const std::string store_root_;
     const std::string mount_id_;

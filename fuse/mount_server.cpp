@@ -79,7 +79,7 @@ private:
     FolderLock lock_;
     const store::MountBase base_;
     const bool is_read_only_;
-    std::shared_ptr<ReadChunks> reads_;  ///< Null: the image is not lazy.
+    std::shared_ptr<ReadChunks> reads_;
     std::unique_ptr<ImageView> view_;
     std::unique_ptr<MountState> state_;
     std::unique_ptr<UnionFs> fs_;
@@ -151,7 +151,8 @@ MountServer::MountServer(const ServerOptions& options, HolderLink& holder, const
       base_(store::read_mount_base(mount_folder_)),
       is_read_only_(options.is_read_only || base_.is_read_only) {
     const std::string root = store_root_of(mount_folder_);
-    if (store::are_lazy(root, base_.layers)) reads_ = std::make_shared<ReadChunks>();
+    const bool is_lazy = store::are_lazy(root, base_.layers);
+    reads_ = std::make_shared<ReadChunks>(is_lazy ? ReadChunks::Until::end : ReadChunks::Until::start_is_over);
     auto link =
         std::make_unique<DaemonLink>(root, mount_folder_.substr(mount_folder_.rfind('/') + 1), kFetchLimit, reads_);
     auto image = store::ReadView::open(root, base_.tree, options.cache_bytes, std::move(link));
@@ -204,9 +205,9 @@ std::string MountServer::quota(const ControlSession::Members& members) {
 
 /// What was read since this server began.
 std::string MountServer::reads() const {
-    const ReadChunks::Seen seen = reads_ ? reads_->seen() : ReadChunks::Seen{};
+    const ReadChunks::Seen seen = reads_->seen();
     JsonObject answer;
-    answer.flag("ok", true).flag("known", reads_ != nullptr);
+    answer.flag("ok", true);
     answer.text("chunks", seen.text).number("start", seen.start_count);
     return answer.str();
 }

@@ -1,6 +1,7 @@
 #include "store/fetch_queue.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace lamina::store {
 
@@ -8,6 +9,8 @@ namespace {
 
 constexpr std::uint64_t kFirstWindowBytes = 256 << 10;
 constexpr std::size_t kReadersOfLayer = 8;
+constexpr std::size_t kJumpsOfLayer = 8;
+constexpr std::uint64_t kNearBytes = 4 << 20;
 
 }  // namespace
 
@@ -48,8 +51,10 @@ FetchQueue::Followed FetchQueue::follow(const DiffId& layer, std::size_t part, s
     Layer& of = layers_.at(layer);
     const auto found = std::ranges::find_if(of.readers, [&](const Reader& reader) { return reader.next == part; });
     Reader reader{.first = part + 1, .next = part + 1, .window_bytes = 0};
-    Followed followed{.passed_first = part, .ahead_end = part + 1};
-    if (found != of.readers.end()) {
+    Followed followed{.passed_first = part, .ahead_end = part + 1, .near_first = part};
+    if (found == of.readers.end()) {
+        std::tie(followed.near_first, reader.next) = around(of, part, bytes_around(of, part, limit_bytes));
+    } else {
         reader.window_bytes = std::max(kFirstWindowBytes, std::min(found->window_bytes * 2, limit_bytes));
         std::uint64_t bytes = 0;
         const auto fits = [&] { return bytes == 0 || bytes + of.part_bytes[reader.next] <= reader.window_bytes; };
@@ -61,6 +66,29 @@ FetchQueue::Followed FetchQueue::follow(const DiffId& layer, std::size_t part, s
     if (of.readers.size() > kReadersOfLayer) of.readers.pop_front();
     followed.ahead_end = reader.next;
     return followed;
+}
+
+/// Of a part that somebody has foreseen nothing is learnt.
+std::uint64_t FetchQueue::bytes_around(Layer& layer, std::size_t part, std::uint64_t limit_bytes) {
+    if (layer.states[part] != State::idle) return 0;
+    const Parts near = around(layer, part, kNearBytes);
+    const auto jumps = static_cast<std::uint64_t>(
+        std::ranges::count_if(layer.jumps, [&](std::size_t jump) { return jump >= near.first && jump < near.second; }));
+    if (std::ranges::find(layer.jumps, part) == layer.jumps.end()) layer.jumps.push_back(part);
+    if (layer.jumps.size() > kJumpsOfLayer) layer.jumps.pop_front();
+    return jumps < 2 ? 0 : std::min((jumps - 1) * kFirstWindowBytes, limit_bytes);
+}
+
+FetchQueue::Parts FetchQueue::around(const Layer& layer, std::size_t part, std::uint64_t bytes) {
+    Parts parts{part, part + 1};
+    for (std::uint64_t left = bytes; parts.first > 0 && layer.part_bytes[parts.first - 1] <= left;) {
+        left -= layer.part_bytes[--parts.first];
+    }
+    for (std::uint64_t left = bytes;
+         parts.second < layer.part_bytes.size() && layer.part_bytes[parts.second] <= left;) {
+        left -= layer.part_bytes[parts.second++];
+    }
+    return parts;
 }
 
 bool FetchQueue::has(Kind kind) {

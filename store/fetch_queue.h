@@ -23,7 +23,7 @@ class FetchQueue {
 public:
     enum class Kind : std::uint8_t { wanted, ahead, rest };
     static constexpr std::size_t kRunsAtOnce = 4;
-    static constexpr std::size_t kAheadAtOnce = 2;  ///< So that a reader finds a connection free.
+    static constexpr std::size_t kAheadAtOnce = 2;           ///< So that a reader finds a connection free.
     static constexpr std::uint64_t kMaxRunBytes = 16 << 20;  ///< Three parts that do not compress.
 
     struct Run {
@@ -47,11 +47,13 @@ public:
     bool is_idle(const DiffId& layer, std::size_t part) const;
     /// Takes back what was asked for and is not on its way, but for what readers wait for.
     void take_back(const DiffId& layer);
-    /// A reader waits for the part and has read on from where another ended: how many bytes behind it should come too,
-    /// up to `limit_bytes`, more and more as he reads on; none for one who jumps.
+    /// A reader waits for the part. When he has read on from where another ended: how many bytes behind it should come
+    /// too, up to `limit_bytes`, more and more as he reads on. When he jumps: up to so many on both sides of it, the
+    /// more the more jumps have ended near it lately; none where there was not more than one.
     struct Followed {
         std::size_t passed_first = 0;  ///< From here to the part: what was read ahead for him, and he has passed.
         std::size_t ahead_end = 0;     ///< From behind the part to here: what is to be read ahead now.
+        std::size_t near_first = 0;    ///< And from here to the part.
     };
     Followed follow(const DiffId& layer, std::size_t part, std::uint64_t limit_bytes);
 
@@ -70,10 +72,14 @@ private:
     struct Layer {
         std::vector<std::uint64_t> part_bytes;
         std::vector<State> states;
-        std::deque<Reader> readers;  ///< Who has asked last is the last one.
+        std::deque<Reader> readers;     ///< Who has asked last is the last one.
+        std::deque<std::size_t> jumps;  ///< Parts that readers have jumped to, each once, the last one last.
     };
+    using Parts = std::pair<std::size_t, std::size_t>;  ///< From the first to before the second.
     using Place = std::pair<DiffId, std::size_t>;
 
+    static Parts around(const Layer& layer, std::size_t part, std::uint64_t bytes);
+    static std::uint64_t bytes_around(Layer& layer, std::size_t part, std::uint64_t limit_bytes);
     std::optional<Run> take(Kind kind);
     static void widen(Layer& layer, Run& run, State state, std::uint64_t& left_bytes);
     static State state_of(Kind kind) { return static_cast<State>(static_cast<std::uint8_t>(kind) + 1); }

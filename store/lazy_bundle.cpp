@@ -10,22 +10,22 @@ namespace lamina::store {
 std::optional<LazyFetcher::Impl::Place> LazyFetcher::Impl::place_in_bundle(const ChunkId& chunk) {
     const std::lock_guard lock(mutex_);
     const auto found = bundled_.find(chunk);
-    if (found == bundled_.end()) return std::nullopt;
+    if (found == bundled_.end() || !bundles_.at(found->second).is_trusted) return std::nullopt;
     const OpenLayer& bundle = open_.at(found->second);
     return Place{found->second, bundle->parts.number_of(*bundle->chunks.find(chunk))};
 }
 
-bool LazyFetcher::Impl::wait_for_bundle(const ChunkWait& wait, const std::stop_token& stop) {
-    const auto place = place_in_bundle(wait.chunk);
+bool LazyFetcher::Impl::wait_for_bundle(const Wanted& wanted, const ChunkWait& wait, std::vector<std::byte>& bytes,
+                                        const std::stop_token& stop) {
+    const auto place = place_in_bundle(wanted.chunk);
     if (!place) return false;
-    const auto has_it = [&] { return core_.chunks->find(wait.chunk).has_value(); };
-    Need need{.place = *place};
+    Need need{.place = *place, .takes_bytes = wanted.takes_bytes};
     try {
-        wait_for(need, has_it, stop);
+        bytes = wait_for_chunk(need, wanted, stop);
     } catch (const Error&) {  // The layer has it, too.
         if (stop.stop_requested()) throw;
     }
-    if (!has_it()) return false;
+    if (bytes.empty() && !core_.chunks->find(wanted.chunk)) return false;
     note_wait(wait, need, "");
     return true;
 }
@@ -66,7 +66,7 @@ void LazyFetcher::Impl::decide(const DiffId& bundle, bool is_trusted) {
 bool LazyFetcher::Impl::is_held(const Flight& flight) {
     if (flight.open->spool) return false;
     const std::lock_guard lock(mutex_);
-    const auto found = bundles_.find(flight.run.layer);
+    const auto found = bundles_.find(flight.request.run.layer);
     return found != bundles_.end() && !found->second.is_trusted;
 }
 
@@ -74,10 +74,10 @@ void LazyFetcher::Impl::wait_until_trusted(const Flight& flight, const std::stop
     if (flight.open->spool) return;
     std::unique_lock lock(mutex_);
     const auto is_decided = [&] {
-        const auto found = bundles_.find(flight.run.layer);
+        const auto found = bundles_.find(flight.request.run.layer);
         return found == bundles_.end() || found->second.is_trusted;
     };
-    if (changed_.wait(lock, stop, is_decided) && bundles_.contains(flight.run.layer)) return;
+    if (changed_.wait(lock, stop, is_decided) && bundles_.contains(flight.request.run.layer)) return;
     throw Error(Errc::cancelled, "fetch: the start bundle is given up");
 }
 
@@ -106,12 +106,17 @@ std::pair<std::vector<ChunkId>, std::vector<DiffId>> LazyFetcher::Impl::give_up_
     return {std::move(chunks), std::move(layers)};
 }
 
+void LazyFetcher::Impl::give_up_bundle_for_layers(const DiffId& id) {
+    const auto [chunks, layers] = give_up_bundle(id);
+    prefetch(chunks, layers);
+}
+
 void LazyFetcher::Impl::note_came(const Flight& flight) {
     auto left = flight.open->parts[flight.part].chunks;
     while (!left.empty()) {
         const auto some = left.first(std::min(left.size(), ChunksCame::kMostChunks));
         left = left.subspan(some.size());
-        ChunksCame event{.request_us = flight.request_us, .kind = flight.kind, .chunks = {}};
+        ChunksCame event{.request_us = flight.request.us, .kind = flight.request.kind, .chunks = {}};
         for (const ChunkMap::Part& chunk : some) event.chunks.push_back(ChunksCame::digits_of(chunk.chunk));
         core_.fetches.add(event);
     }

@@ -1,7 +1,7 @@
 // Who needs a part asks the queue for it and waits for its outcome; the workers take runs of parts from the queue. A
-// run is one request. Each of its parts is decoded, checked, stored and told as soon as its bytes are there, so nobody
-// waits for what follows; a part that is wrong is asked of the next place, alone, and fails only those who wait for it.
-#include "store/job_packs.h"
+// run is one request. Each of its parts is decoded and checked as soon as its bytes are there, so nobody waits for what
+// follows, and handed over to be stored (chunk_arrivals.h), so no reader waits for the disk; a part that is wrong is
+// asked of the next place, alone, and fails only those who wait for it.
 #include "store/lazy_fetcher_impl.h"
 #include "store/noted_range.h"
 #include "store/registries_conf.h"
@@ -78,35 +78,48 @@ bool LazyFetcher::Impl::knows(const ChunkId& chunk, const std::vector<DiffId>& l
     });
 }
 
-std::vector<ChunkId> LazyFetcher::Impl::fetch(const std::string& mount_id, const ChunkId& chunk,
-                                              const std::vector<DiffId>& layers, const std::stop_token& stop) {
-    for (const DiffId& layer : layers) {
+LazyFetcher::Fetched LazyFetcher::Impl::fetch(const Wanted& wanted, const std::stop_token& stop) {
+    for (const DiffId& layer : wanted.layers) {
         const auto opened = open(layer);
-        const ChunkMap::Part* const part = opened ? opened->chunks.find(chunk) : nullptr;
+        const ChunkMap::Part* const part = opened ? opened->chunks.find(wanted.chunk) : nullptr;
         if (!part) continue;
-        Need need{.place = {layer, opened->parts.number_of(*part)}};
-        const ChunkWait wait{
-            .mount = mount_id, .layer = layer, .chunk = chunk, .begin_us = core_.fetches.now_us(), .error = {}};
-        if (wait_for_bundle(wait, stop)) return {chunk};
+        Fetched fetched{.bytes = {}, .wanted = {wanted.chunk}};
+        const ChunkWait wait{.mount = wanted.mount_id,
+                             .layer = layer,
+                             .chunk = wanted.chunk,
+                             .begin_us = core_.fetches.now_us(),
+                             .error = {}};
+        if (wait_for_bundle(wanted, wait, fetched.bytes, stop)) return fetched;
+        Need need{.place = {layer, opened->parts.number_of(*part)}, .takes_bytes = wanted.takes_bytes};
         const auto passed = read_ahead(*opened, need.place);
         read_file_ahead(*opened, need.place, *part);
         try {
-            wait_for(
-                need, [&] { return core_.chunks->find(chunk).has_value(); }, stop);
+            fetched.bytes = wait_for_chunk(need, wanted, stop);
         } catch (const Error& error) {
             note_wait(wait, need, error.what());
             throw;
         }
         note_wait(wait, need, "");
-        std::vector<ChunkId> wanted;
         for (std::size_t number = passed.first; number < passed.second; ++number) {
             const auto chunks = opened->parts[number].chunks;
-            if (!chunks.empty()) wanted.push_back(chunks.front().chunk);
+            if (!chunks.empty()) fetched.wanted.insert(fetched.wanted.end() - 1, chunks.front().chunk);
         }
-        wanted.push_back(chunk);
-        return wanted;
+        return fetched;
     }
-    throw Error(Errc::not_found, "chunk " + chunk.digest.hex() + ": of no layer that can be fetched");
+    throw Error(Errc::not_found, "chunk " + wanted.chunk.digest.hex() + ": of no layer that can be fetched");
+}
+
+std::vector<std::byte> LazyFetcher::Impl::wait_for_chunk(Need& need, const Wanted& wanted,
+                                                         const std::stop_token& stop) {
+    std::vector<std::byte> bytes;
+    const auto has_it = [&] {
+        if (wanted.takes_bytes) bytes = arrivals_.find(wanted.chunk);
+        return !bytes.empty() || core_.chunks->find(wanted.chunk);
+    };
+    wait_for(need, has_it, stop);
+    if (!bytes.empty() || !need.outcome) return bytes;
+    const std::lock_guard lock(mutex_);
+    return wanted.takes_bytes && need.outcome->arrival ? need.outcome->arrival->find(wanted.chunk) : bytes;
 }
 
 std::pair<std::size_t, std::size_t> LazyFetcher::Impl::read_ahead(const Open& open, const Place& place) {
@@ -116,8 +129,8 @@ std::pair<std::size_t, std::size_t> LazyFetcher::Impl::read_ahead(const Open& op
         if (!queue_.knows(place.first, place.second)) return {};
         followed = queue_.follow(place.first, place.second, link_.request_bytes());
     }
-    for (std::size_t part = place.second + 1; part < followed.ahead_end; ++part) {
-        if (has_all(open.parts[part])) continue;
+    for (std::size_t part = followed.near_first; part < followed.ahead_end; ++part) {
+        if (part == place.second || has_all(open.parts[part])) continue;
         const std::lock_guard lock(mutex_);
         if (queue_.knows(place.first, part)) queue_.ask(place.first, part, Kind::ahead);
     }
@@ -199,12 +212,12 @@ void LazyFetcher::Impl::work(const std::stop_token& stop) {
 }
 
 void LazyFetcher::Impl::fly(const FetchQueue::Run& run, const std::stop_token& stop) {
-    Flight flight{.run = run, .part = run.first};
+    Flight flight{.request = {.run = run}, .part = run.first};
     std::optional<Error> failure;
     try {
         {
             const std::lock_guard lock(mutex_);
-            flight.kind = kind_of(run);
+            flight.request.kind = kind_of(run);
         }
         flight.open = open(run.layer);
         if (!flight.open || run.end > flight.open->parts.size())
@@ -221,9 +234,8 @@ void LazyFetcher::Impl::fly(const FetchQueue::Run& run, const std::stop_token& s
         const std::lock_guard lock(mutex_);
         places_.erase(run.layer);  // Another configuration, or other credentials, may do better.
     }
-    for (; flight.part < run.end; ++flight.part) part_done(flight, flight.part, failure);
-    const auto [chunks, layers] = give_up_bundle(run.layer);
-    prefetch(chunks, layers);
+    for (; flight.part < run.end; ++flight.part) part_done(flight.request, flight.part, failure);
+    give_up_bundle_for_layers(run.layer);
 }
 
 FetchKind LazyFetcher::Impl::kind_of(const FetchQueue::Run& run) const {
@@ -236,26 +248,27 @@ FetchKind LazyFetcher::Impl::kind_of(const FetchQueue::Run& run) const {
 
 void LazyFetcher::Impl::receive(Flight& flight, const std::stop_token& stop) {
     const LazyParts& parts = flight.open->parts;
-    flight.first = flight.run.first == 0 ? 0 : parts[flight.run.first].span.blob_first;  // A header is before it.
+    const FetchQueue::Run& run = flight.request.run;
+    flight.first = run.first == 0 ? 0 : parts[run.first].span.blob_first;  // A header is before it.
     std::uint64_t end = 0;
-    for (std::size_t part = flight.run.first; part < flight.run.end; ++part) {
+    for (std::size_t part = run.first; part < run.end; ++part) {
         end = std::max(end, parts[part].span.blob_end);
     }
     NotedRange source(core_.fetches, request_for(flight, {flight.first, end}),
                       open_registry_range(flight.places, flight.open->layer.blob, {flight.first, end}, stop));
-    flight.request_us = source.request_us();
+    flight.request.us = source.request_us();
     flight.bytes.resize(end - flight.first);
     std::size_t received = 0;
     const auto sent_at = Clock::now();
     auto begun_at = sent_at;
-    for (; flight.part < flight.run.end; ++flight.part) {
+    for (; flight.part < run.end; ++flight.part) {
         const AccessPoints::Span& span = parts[flight.part].span;
         while (received < span.blob_end - flight.first || (received < flight.bytes.size() && is_held(flight))) {
             received += source.read(std::span(flight.bytes).subspan(received));
             if (begun_at == sent_at) begun_at = Clock::now();
         }
         source.brings(parts[flight.part].chunks_end());
-        if (flight.part + 1 == flight.run.end) {
+        if (flight.part + 1 == run.end) {
             source.end();
             const std::lock_guard lock(mutex_);
             link_.note(seconds_between(sent_at, begun_at), seconds_between(begun_at, Clock::now()), received);
@@ -277,20 +290,46 @@ void LazyFetcher::Impl::take_part(Flight& flight, std::span<const std::byte> blo
     std::vector<std::byte> bytes;
     while (true) {
         try {
-            store_chunks(open, part, open.layer.points.decode(part.span, blob_part));
+            std::vector<std::byte> tar = open.layer.points.decode(part.span, blob_part);
+            check_chunks(open, part, tar);
             if (open.spool) open.spool->put(part.span.blob_first, blob_part);
             if (!open.spool) note_came(flight);
-            return part_done(flight, flight.part, std::nullopt);
+            return arrive(flight, std::move(tar), stop);
         } catch (const Error& error) {
             if (!is_wrong(error)) throw;
             const bool is_last = left.size() == 1;
             if (is_last && !open.spool) throw;  // The layers have what the bundle has not.
-            if (is_last) return part_done(flight, flight.part, error);
+            if (is_last) return part_done(flight.request, flight.part, error);
         }
         left.erase(left.begin());
         bytes = read_again(flight, left, stop);
         blob_part = bytes;
     }
+}
+
+void LazyFetcher::Impl::arrive(const Flight& flight, std::vector<std::byte> tar, const std::stop_token& stop) {
+    const LazyParts::Part& part = flight.open->parts[flight.part];
+    if (part.chunks.empty()) return part_done(flight.request, flight.part, std::nullopt);
+    const auto on_end = [this, request = flight.request, number = flight.part](const std::optional<Error>& error) {
+        part_done(request, number, error);
+        if (error && !ending_.stop_requested()) give_up_bundle_for_layers(request.run.layer);
+    };
+    ChunkArrivals::Arrival come{.bytes = std::move(tar), .pieces = {}, .on_end = on_end};
+    for (const ChunkMap::Part& chunk : part.chunks) {
+        come.pieces.push_back({chunk.chunk, chunk.tar_offset - part.span.tar_first, chunk.size_bytes});
+    }
+    const auto arrival = std::make_shared<const ChunkArrivals::Arrival>(std::move(come));
+    {
+        const std::lock_guard lock(mutex_);
+        const auto awaited = awaited_.find({flight.request.run.layer, flight.part});
+        if (awaited != awaited_.end()) {
+            awaited->second->request_us = flight.request.us;
+            awaited->second->kind = flight.request.kind;
+            awaited->second->arrival = arrival;
+            changed_.notify_all();
+        }
+    }
+    arrivals_.add(arrival, stop);
 }
 
 std::vector<std::byte> LazyFetcher::Impl::read_again(Flight& flight, const RegistryPlaces& places,
@@ -299,7 +338,7 @@ std::vector<std::byte> LazyFetcher::Impl::read_again(Flight& flight, const Regis
     const ByteRange range{span.blob_first, span.blob_end};
     NotedRange source(core_.fetches, request_for(flight, range),
                       open_registry_range(places, flight.open->layer.blob, range, stop));
-    flight.request_us = source.request_us();
+    flight.request.us = source.request_us();
     std::vector<std::byte> bytes(range.end - range.first);
     std::size_t done = 0;
     while (done < bytes.size()) done += source.read(std::span(bytes).subspan(done));
@@ -310,9 +349,9 @@ std::vector<std::byte> LazyFetcher::Impl::read_again(Flight& flight, const Regis
 
 RangeRequest LazyFetcher::Impl::request_for(const Flight& flight, const ByteRange& range) {
     const std::uint64_t tar_first = flight.open->parts[flight.part].span.tar_first;
-    return {.layer = flight.run.layer,
+    return {.layer = flight.request.run.layer,
             .source = {},
-            .kind = flight.kind,
+            .kind = flight.request.kind,
             .blob_first = range.first,
             .blob_end = range.end,
             .tar_first = tar_first,
@@ -320,10 +359,10 @@ RangeRequest LazyFetcher::Impl::request_for(const Flight& flight, const ByteRang
             .error = {}};
 }
 
-void LazyFetcher::Impl::part_done(const Flight& flight, std::size_t part, std::optional<Error> error) {
-    const Place place(flight.run.layer, part);
+void LazyFetcher::Impl::part_done(const Request& request, std::size_t part, std::optional<Error> error) {
+    const Place place(request.run.layer, part);
     const std::lock_guard lock(mutex_);
-    queue_.part_done(flight.run, part, !error);
+    queue_.part_done(request.run, part, !error);
     traced_.erase(place);
     const auto bundle = bundles_.find(place.first);
     if (bundle != bundles_.end() && !error && --bundle->second.parts_left == 0) forget_bundle(bundle->first);
@@ -331,8 +370,8 @@ void LazyFetcher::Impl::part_done(const Flight& flight, std::size_t part, std::o
     if (awaited == awaited_.end()) return;
     awaited->second->is_known = true;
     awaited->second->error = std::move(error);
-    awaited->second->request_us = flight.request_us;
-    awaited->second->kind = flight.kind;
+    awaited->second->request_us = request.us;
+    awaited->second->kind = request.kind;
     awaited_.erase(awaited);
     changed_.notify_all();
 }
@@ -356,22 +395,14 @@ RegistryPlaces LazyFetcher::Impl::places_of(const DiffId& layer, const LazyLayer
     return places_.emplace(layer, std::move(places)).first->second;
 }
 
-void LazyFetcher::Impl::store_chunks(const Open& open, const LazyParts::Part& part, std::span<const std::byte> tar) {
-    const auto bytes_of = [&](const ChunkMap::Part& chunk) {
-        return tar.subspan(chunk.tar_offset - part.span.tar_first, chunk.size_bytes);
-    };
-    for (const ChunkMap::Part& chunk : part.chunks) {  // All of them before any is stored.
-        if (Digest::of(bytes_of(chunk)) == chunk.chunk.digest) continue;
+void LazyFetcher::Impl::check_chunks(const Open& open, const LazyParts::Part& part, std::span<const std::byte> tar) {
+    for (const ChunkMap::Part& chunk : part.chunks) {
+        const auto bytes = tar.subspan(chunk.tar_offset - part.span.tar_first, chunk.size_bytes);
+        if (Digest::of(bytes) == chunk.chunk.digest) continue;
         throw Error(Errc::corrupt, "layer blob " + open.layer.blob.digest.digest.text() + ": at tar offset " +
                                        std::to_string(chunk.tar_offset) + " its bytes are not those of chunk " +
                                        chunk.chunk.digest.hex());
     }
-    Leases::Lease lease = core_.leases.take();
-    const JobFolder folder(core_);
-    JobPacks packs(core_, lease, folder.path(), JobPacks::Limits{});
-    const auto lane = packs.lane();
-    for (const ChunkMap::Part& chunk : part.chunks) lane->add(bytes_of(chunk));
-    packs.commit_chunks();
 }
 
 bool LazyFetcher::Impl::is_whole(const Open& open) const {
@@ -444,9 +475,8 @@ void LazyFetcher::forget(const DiffId& layer) {
 bool LazyFetcher::knows(const ChunkId& chunk, const std::vector<DiffId>& layers) {
     return impl_->knows(chunk, layers);
 }
-std::vector<ChunkId> LazyFetcher::fetch(const std::string& mount_id, const ChunkId& chunk,
-                                        const std::vector<DiffId>& layers, const std::stop_token& stop) {
-    return impl_->fetch(mount_id, chunk, layers, stop);
+LazyFetcher::Fetched LazyFetcher::fetch(const Wanted& wanted, const std::stop_token& stop) {
+    return impl_->fetch(wanted, stop);
 }
 LayerState LazyFetcher::state(const DiffId& layer) {
     return impl_->state(layer);

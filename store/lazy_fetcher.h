@@ -42,12 +42,21 @@ public:
     /// corrupt, saying why, when it is.
     void check_not_quarantined(const DiffId& layer) const;
     void forget(const DiffId& layer);  ///< Its file was written or removed.
-    /// Makes the chunk be stored, when it is not; it must belong to one of `layers`. not_found: to none of them that is
-    /// lazy. Else what registries fail with; corrupt when the bytes that came are not the chunk's.
-    /// Returns what the reader is known to want by now: the chunk, and of each part that was read ahead for him and
-    /// that he has passed the first one. That he waited is noted as of this mount.
-    std::vector<ChunkId> fetch(const std::string& mount_id, const ChunkId& chunk, const std::vector<DiffId>& layers,
-                               const std::stop_token& stop);
+    struct Wanted {
+        std::string mount_id;  ///< That somebody waited is noted as of this mount.
+        ChunkId chunk;
+        std::vector<DiffId> layers;  ///< It must belong to one of them.
+        bool takes_bytes = false;    ///< Before they are stored.
+    };
+    struct Fetched {
+        std::vector<std::byte> bytes;  ///< Of the chunk, when it is not stored yet; only for who takes them.
+        /// What the reader is known to want by now: the chunk, and of each part that was read ahead for him and that he
+        /// has passed the first one.
+        std::vector<ChunkId> wanted;
+    };
+    /// Returns when the chunk is stored, or here. not_found: it is of no layer that is lazy. Else what registries fail
+    /// with; corrupt when the bytes that came are not the chunk's.
+    Fetched fetch(const Wanted& wanted, const std::stop_token& stop);
     /// Whether one of these layers that are lazy has the chunk.
     bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
     /// Makes these be fetched ahead of whoever reads them, in few requests; returns at once.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "store/blob_spool.h"
+#include "store/chunk_arrivals.h"
 #include "store/error.h"
 #include "store/fetch_queue.h"
 #include "store/lazy_fetcher.h"
@@ -33,8 +34,7 @@ public:
     bool is_lazy(const DiffId& layer) const { return exists(core_.paths.lazy(layer)); }
     void forget(const DiffId& layer);
     bool knows(const ChunkId& chunk, const std::vector<DiffId>& layers);
-    std::vector<ChunkId> fetch(const std::string& mount_id, const ChunkId& chunk, const std::vector<DiffId>& layers,
-                               const std::stop_token& stop);
+    Fetched fetch(const Wanted& wanted, const std::stop_token& stop);
     LayerState state(const DiffId& layer);
     std::string why_quarantined(const DiffId& layer) const;
     void check_not_quarantined(const DiffId& layer) const;
@@ -69,12 +69,14 @@ private:
         std::optional<Error> error;
         std::int64_t request_us = 0;  ///< RangeRequest::sent_us, and its kind.
         FetchKind kind = FetchKind::waited;
+        std::shared_ptr<const ChunkArrivals::Arrival> arrival = nullptr;  ///< From when it has come.
     };
     using Place = std::pair<DiffId, std::size_t>;  ///< Layer and part.
     /// Somebody needs a part; `outcome` is the last one that he waited for.
     struct Need {
         Place place;
         Kind kind = Kind::wanted;
+        bool takes_bytes = false;  ///< He does not wait until they are stored.
         std::shared_ptr<Outcome> outcome = nullptr;
     };
     /// A start bundle on its way.
@@ -83,11 +85,15 @@ private:
         std::size_t parts_left = 0;  ///< That were asked for.
         bool is_trusted = false;     ///< Until then its bytes come, and nothing is made of them.
     };
+    /// What is known of a run when it is over.
+    struct Request {
+        FetchQueue::Run run;
+        FetchKind kind = FetchKind::waited;
+        std::int64_t us = 0;  ///< Its name: RangeRequest::sent_us.
+    };
     /// A run on its way.
     struct Flight {
-        const FetchQueue::Run& run;
-        FetchKind kind = FetchKind::waited;
-        std::int64_t request_us = 0;  ///< The name of its request.
+        Request request;
         OpenLayer open = nullptr;
         RegistryPlaces places = {};
         std::size_t part = 0;               ///< That is received.
@@ -108,13 +114,16 @@ private:
     [[noreturn]] void put_aside(const DiffId& layer, const std::string& why);
     bool has_all(const LazyParts::Part& part) const;
     static bool is_wrong(const Error& error);  ///< Another place may have it right.
-    /// Returns when the part has come. `has_it` is asked first, and again.
+    /// Returns when the part is stored; for who takes bytes, when it has come. `has_it` is asked first, and again.
     template <class HasIt>
     void wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop);
+    /// Waits for a chunk, and returns its bytes when it has come and is not stored.
+    std::vector<std::byte> wait_for_chunk(Need& need, const Wanted& wanted, const std::stop_token& stop);
     void note_wait(ChunkWait wait, const Need& need, const std::string& error);
     /// Waits for a chunk that comes with a start bundle. False: it does not.
-    bool wait_for_bundle(const ChunkWait& wait, const std::stop_token& stop);
-    std::optional<Place> place_in_bundle(const ChunkId& chunk);
+    bool wait_for_bundle(const Wanted& wanted, const ChunkWait& wait, std::vector<std::byte>& bytes,
+                         const std::stop_token& stop);
+    std::optional<Place> place_in_bundle(const ChunkId& chunk);  ///< In one that is trusted.
     /// The bundle, if it is one, is forgotten. Returns its chunks, and where else they are.
     std::pair<std::vector<ChunkId>, std::vector<DiffId>> give_up_bundle(const DiffId& id);
     bool is_held(const Flight& flight);
@@ -137,10 +146,13 @@ private:
     std::vector<std::byte> read_again(Flight& flight, const RegistryPlaces& places, const std::stop_token& stop);
     /// From the part on that is received.
     static RangeRequest request_for(const Flight& flight, const ByteRange& range);
-    void part_done(const Flight& flight, std::size_t part, std::optional<Error> error);
+    /// The flight's part, decoded: readers get its chunks from now on, and it is done when they are stored.
+    void arrive(const Flight& flight, std::vector<std::byte> tar, const std::stop_token& stop);
+    void part_done(const Request& request, std::size_t part, std::optional<Error> error);
+    void give_up_bundle_for_layers(const DiffId& id);
     FetchKind kind_of(const FetchQueue::Run& run) const;
     RegistryPlaces places_of(const DiffId& layer, const LazyLayer& lazy);
-    void store_chunks(const Open& open, const LazyParts::Part& part, std::span<const std::byte> tar);
+    static void check_chunks(const Open& open, const LazyParts::Part& part, std::span<const std::byte> tar);
 
     StoreCore& core_;
     std::mutex mutex_;  // Guards all below but the threads; not held across I/O.
@@ -156,6 +168,7 @@ private:
     std::stop_source ending_;
     std::set<DiffId> concluding_;                              ///< Somebody compares them with their digests.
     std::optional<std::pair<DiffId, std::stop_source>> rest_;  ///< The run of a layer's rest that is on its way.
+    ChunkArrivals arrivals_{core_};                            ///< Calls back: after all above.
     std::vector<std::jthread> workers_;
 };
 
@@ -166,8 +179,10 @@ void LazyFetcher::Impl::wait_for(Need& need, const HasIt& has_it, const std::sto
         if (!outcome) continue;
         need.outcome = outcome;
         std::unique_lock lock(mutex_);
-        if (!changed_.wait(lock, stop, [&] { return outcome->is_known; }))
+        const auto has_come = [&] { return need.takes_bytes && outcome->arrival; };
+        if (!changed_.wait(lock, stop, [&] { return outcome->is_known || has_come(); }))
             throw Error(Errc::cancelled, "fetch: cancelled");
+        if (has_come()) return;
         if (!outcome->error) {
             if (again) return;
             continue;

@@ -23,6 +23,8 @@ constexpr const char* kManifestType = "application/vnd.oci.image.manifest.v1+jso
 constexpr const char* kImageIndexType = "application/vnd.oci.image.index.v1+json";
 constexpr const char* kEmptyType = "application/vnd.oci.empty.v1+json";
 constexpr const char* kDiffIdKey = "lamina.diff-id";
+constexpr const char* kManifestKey = "lamina.manifest";  ///< Of an entry under the fallback tag: its own text.
+constexpr std::size_t kMaxInlineBytes = 64 << 10;
 constexpr std::string_view kEmptyConfig = "{}";
 
 boost::json::object json_of(const oci::Descriptor& descriptor) {
@@ -111,13 +113,23 @@ void publish_artifact(RegistrySession& session, const char* type, const std::str
                       const oci::Descriptor& subject) {
     send_blob(session, empty_config(), as_bytes(kEmptyConfig));
     const auto bytes = as_bytes(text);
-    const oci::Descriptor artifact{
-        .media_type = kManifestType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
+    oci::Descriptor artifact{.media_type = kManifestType, .digest = {Digest::of(bytes)}, .size_bytes = bytes.size()};
     const bool has_referrers = session.put_manifest(artifact.digest.digest.text(), kManifestType, bytes);
     if (has_referrers) return;
+    if (bytes.size() <= kMaxInlineBytes) artifact.annotations = {{kManifestKey, text}};
     boost::json::object entry = json_of(artifact);
     entry["artifactType"] = type;
     add_to_fallback_tag(session, subject.digest, std::move(entry));
+}
+
+/// The manifest of what is published; from beside its descriptor where it stands there, which saves a start a request.
+std::vector<std::byte> artifact_manifest(RegistrySession& session, const oci::Descriptor& published) {
+    const auto found = published.annotations.find(kManifestKey);
+    if (found != published.annotations.end()) {
+        const auto bytes = as_bytes(found->second);
+        if (Digest::of(bytes) == published.digest.digest) return {bytes.begin(), bytes.end()};
+    }
+    return session.manifest(published.digest.digest.text()).bytes;
 }
 
 }  // namespace
@@ -161,12 +173,12 @@ PublishedBeside find_published(RegistrySession& session, const BlobDigest& subje
 }
 
 LazyIndex read_lazy_index(RegistrySession& session, const oci::Descriptor& published, const BlobDigest& subject) {
-    return LazyIndex::parse(session.manifest(published.digest.digest.text()).bytes, subject);
+    return LazyIndex::parse(artifact_manifest(session, published), subject);
 }
 
 PublishedTrace read_start_trace(RegistrySession& session, const oci::Descriptor& published) {
-    const auto document = session.manifest(published.digest.digest.text());
-    const std::vector<oci::Descriptor> blobs = oci::parse_manifest(document.bytes, kManifestType).layers;
+    const std::vector<oci::Descriptor> blobs =
+        oci::parse_manifest(artifact_manifest(session, published), kManifestType).layers;
     const bool has_bundle = blobs.size() == 3 && blobs[1].media_type == kBundleDirectoryType &&
                             blobs[2].media_type == kStartBundleMediaType;
     if (blobs.size() != 1 && !has_bundle) throw Error(Errc::malformed, "start trace: not the blobs of one");

@@ -21,8 +21,8 @@ namespace {
 constexpr std::uint64_t kMaxRecipeBytes = 512ull << 20;
 constexpr std::uint64_t kMaxPointsBytes = 64ull << 20;
 constexpr std::uint64_t kMaxGapBytes = 128ull << 20;
-constexpr std::uint64_t kMaxAheadBytes = 64ull << 20;
-constexpr unsigned kReadersAhead = 6;
+constexpr std::uint64_t kMaxBytesAtOnce = 64ull << 20;  ///< Of several layers' indexes.
+constexpr unsigned kLayersAtOnce = 6;
 
 class LazyPull {
 public:
@@ -55,7 +55,6 @@ public:
             });
         }
         const LazyIndex index = read_lazy_index(*places_.front(), *published.index, manifest);
-        read_ahead(index);
         std::uint64_t total_bytes = 0;
         for (const LazyIndex::Layer& layer : index.layers)
             total_bytes += layer.recipe.size_bytes + layer.points.size_bytes;
@@ -66,9 +65,12 @@ public:
                          .layers = {},
                          .name = request_.name};
         if (!parts.name && !image_.name.empty()) parts.name = ImageName::parse(image_.name);
-        for (std::size_t i = 0; i < image_.layers.size(); ++i) {
-            parts.layers.push_back(image_.layers[i].diff_id.value());
-            make_layer(index, i);
+        for (const SourceLayer& layer : image_.layers) parts.layers.push_back(layer.diff_id.value());
+        {
+            OrderedTasks tasks(
+                parts.layers.size(), total_bytes > kMaxBytesAtOnce ? 1 : kLayersAtOnce,
+                [&](std::size_t number, const std::stop_token& stop) { make_layer(index, number, stop); }, stop_);
+            for (std::size_t i = 0; i < parts.layers.size(); ++i) tasks.wait(i);
         }
         const std::optional<PublishedTrace> trace = trusted_trace();
         decide(trace.has_value());
@@ -97,9 +99,9 @@ private:
         bundle_.reset();
     }
 
-    void make_layer(const LazyIndex& index, std::size_t number) {
+    void make_layer(const LazyIndex& index, std::size_t number, const std::stop_token& stop) {
         const DiffId diff_id = image_.layers[number].diff_id.value();
-        const Leases::Claim claim = core_.leases.claim_layer(diff_id, stop_);
+        const Leases::Claim claim = core_.leases.claim_layer(diff_id, stop);
         if (job_.known_layer(diff_id)) return core_.lazy.check_not_quarantined(diff_id);
         const auto entry =
             std::ranges::find_if(index.layers, [&](const auto& other) { return other.diff_id == diff_id; });
@@ -109,50 +111,29 @@ private:
                                   .item = diff_id.digest.text(),
                                   .item_total_bytes = entry->recipe.size_bytes + entry->points.size_bytes});
         try {
-            make_layer(*entry, source_.layer_blobs().at(number));
+            make_layer(*entry, source_.layer_blobs().at(number), stop);
         } catch (const Error& error) {  // Which layer it was.
             throw with_context(error, name);
         }
         part.reach(entry->recipe.size_bytes + entry->points.size_bytes);
     }
 
-    void make_layer(const LazyIndex::Layer& entry, const oci::Descriptor& blob) {
+    void make_layer(const LazyIndex::Layer& entry, const oci::Descriptor& blob, const std::stop_token& stop) {
         const std::string path = folder_.path() + "/" + entry.diff_id.digest.hex();
-        const std::vector<std::byte> recipe_bytes = read(entry.recipe, kMaxRecipeBytes);
+        auto points = std::async(std::launch::async, [&] { return read(entry.points, kMaxPointsBytes, stop); });
         {
+            const std::vector<std::byte> recipe = read(entry.recipe, kMaxRecipeBytes, stop);
             File file = File::create(path);
-            file.append(recipe_bytes);
+            file.append(recipe);
             file.sync();
         }
         LazyLayer lazy = found_at(blob);
-        lazy.points = AccessPoints::parse(read(entry.points, kMaxPointsBytes));
+        lazy.points = AccessPoints::parse(points.get());
         const LayerRow row = check(path, entry, lazy);
         write_file_atomically(core_.paths.lazy(entry.diff_id), lazy.write());
         rename_durably(path, core_.paths.recipe(entry.diff_id));
         core_.lazy.forget(entry.diff_id);
         core_.index->add_layer(row, std::nullopt);
-    }
-
-    /// Asks for the blobs of all layers at once, as far as they are small.
-    void read_ahead(const LazyIndex& index) {
-        std::uint64_t bytes = 0;
-        for (const SourceLayer& layer : image_.layers) {
-            const auto entry =
-                std::ranges::find_if(index.layers, [&](const auto& other) { return other.diff_id == layer.diff_id; });
-            if (entry == index.layers.end() || job_.known_layer(entry->diff_id)) continue;
-            for (const oci::Descriptor& blob : {entry->recipe, entry->points}) {
-                if (blob.size_bytes == 0 || blob.size_bytes > kMaxAheadBytes - bytes) continue;
-                bytes += blob.size_bytes;
-                ahead_.push_back({blob, {}});
-            }
-        }
-        reading_.emplace(
-            ahead_.size(), kReadersAhead,
-            [this](std::size_t number, const std::stop_token& stop) {
-                Ahead& ahead = ahead_[number];
-                ahead.bytes = read_registry_range(places_, ahead.blob, {0, ahead.blob.size_bytes}, stop);
-            },
-            stop_);
     }
 
     /// A trace that names what is not in the image is somebody else's, or made up: none of it is believed.
@@ -207,19 +188,13 @@ private:
         return reference.host.empty() ? places_.front()->place().reference.name() : reference.name();
     }
 
-    std::vector<std::byte> read(const oci::Descriptor& blob, std::uint64_t limit_bytes) {
+    std::vector<std::byte> read(const oci::Descriptor& blob, std::uint64_t limit_bytes,
+                                const std::stop_token& stop) const {
         const std::string name = "blob " + blob.digest.digest.text() + " of the index";
         if (blob.size_bytes == 0 || blob.size_bytes > limit_bytes) throw Error(Errc::malformed, name + ": too large");
-        std::vector<std::byte> bytes = read(blob);
+        std::vector<std::byte> bytes = read_registry_range(places_, blob, {0, blob.size_bytes}, stop);
         if (Digest::of(bytes) == blob.digest.digest) return bytes;
         throw Error(Errc::corrupt, name + ": its bytes have another digest");
-    }
-
-    std::vector<std::byte> read(const oci::Descriptor& blob) {
-        const auto ahead = std::ranges::find(ahead_, blob.digest, [](const Ahead& one) { return one.blob.digest; });
-        if (ahead == ahead_.end()) return read_registry_range(places_, blob, {0, blob.size_bytes}, stop_);
-        reading_->wait(static_cast<std::size_t>(ahead - ahead_.begin()));
-        return ahead->bytes;
     }
 
     static LayerRow check(const std::string& recipe_path, const LazyIndex::Layer& entry, const LazyLayer& lazy) {
@@ -248,14 +223,8 @@ private:
     Meter meter_;
     ImportJob job_;
     JobFolder folder_;
-    struct Ahead {
-        oci::Descriptor blob;
-        std::vector<std::byte> bytes;
-    };
-    std::vector<Ahead> ahead_;
     std::optional<DiffId> bundle_;  ///< Until it is decided; set before trace_ is there.
     std::future<PublishedTrace> trace_;
-    std::optional<OrderedTasks> reading_;  // Last: its threads use the rest.
 };
 
 }  // namespace

@@ -7,7 +7,9 @@
 #include "store/tree_read_view.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
+#include <vector>
 
 namespace lamina::store {
 
@@ -25,8 +27,14 @@ public:
         } catch (const Error& error) {  // Of a lazy layer, or lost: whoever is asked knows.
             if (error.code() != Errc::not_found) throw;
         }
-        fetcher_->fetch(chunk);
-        chunks_->read(chunk, offset_bytes, out);
+        const std::vector<std::byte> bytes = fetcher_->fetch(chunk);
+        if (bytes.empty()) {
+            chunks_->read(chunk, offset_bytes, out);
+        } else if (offset_bytes <= bytes.size() && out.size() <= bytes.size() - offset_bytes) {
+            std::ranges::copy(std::span(bytes).subspan(offset_bytes, out.size()), out.begin());
+        } else {
+            throw Error(Errc::corrupt, "chunk " + chunk.digest.hex() + ": is shorter than the image says");
+        }
         fetcher_->has_read(chunk);
     }
     bool is_warm(const ChunkId& chunk) override { return chunks_->is_warm(chunk); }

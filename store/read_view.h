@@ -16,8 +16,9 @@ namespace lamina::store {
 class ChunkFetcher {
 public:
     virtual ~ChunkFetcher() = default;
-    /// Returns when the chunk is stored. Throws what kept it from that: unavailable, timed_out, corrupt, not_found.
-    virtual void fetch(const ChunkId& chunk) = 0;
+    /// Returns the chunk's bytes when it has come and is not stored yet; none when it is stored. Throws what kept it
+    /// from that: unavailable, timed_out, corrupt, not_found.
+    virtual std::vector<std::byte> fetch(const ChunkId& chunk) = 0;
     /// Told of each read of a chunk that went well. Must cost next to nothing.
     virtual void has_read(const ChunkId& chunk) noexcept = 0;
 };

@@ -28,10 +28,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <ctime>
 #include <filesystem>
+#include <optional>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 
 // The facade: each call resolves what it is given to rows and hands on. Opening is also recovery, the same whether the
@@ -63,6 +64,19 @@ std::string new_mount_id() {
 
 bool is_mount_id(const std::string& id) {
     return id.size() == kMountIdDigits && id.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+/// What ChunksCame::digits_of() tells, as a number.
+std::uint64_t prefix_of(const ChunkId& chunk) {
+    std::uint64_t prefix = 0;
+    for (const std::byte byte : chunk.digest.bytes().first<sizeof prefix>())
+        prefix = prefix << 8 | std::to_integer<std::uint64_t>(byte);
+    return prefix;
+}
+std::uint64_t prefix_of(const std::string& digits) {
+    std::uint64_t prefix = 0;
+    std::from_chars(digits.data(), digits.data() + digits.size(), prefix, 16);
+    return prefix;
 }
 
 class StoreImpl : public Store {
@@ -121,7 +135,7 @@ public:
                              const std::string& name) override;
     void begin_mount(const std::string& mount_id, bool must_be_verified) override;
     void note_reads(const std::string& mount_id, const std::vector<std::string>& chunks) override;
-    void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) override;
+    std::vector<std::byte> fetch_chunk(const ChunkRequest& request, std::stop_token stop) override;
     void discard_mount(const std::string& id) override;
     Explanation explain(const ExplainRequest& request, std::stop_token stop) override {
         return explain_bytes(core_, request, stop);
@@ -373,11 +387,14 @@ std::string StoreImpl::create_mount(const std::string& image, const std::string&
     return id;
 }
 
-void StoreImpl::fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) {
-    if (!is_mount_id(mount_id)) throw Error(Errc::malformed, "mount " + store::quote(mount_id) + ": not an ID");
-    const MountBase base = read_mount_base(core_.paths.mount(mount_id));
-    const auto wanted = core_.lazy.fetch(mount_id, chunk, base.layers, stop);
-    core_.traces.note(mount_id, traced(base), wanted, StartTraces::Clock::now());
+std::vector<std::byte> StoreImpl::fetch_chunk(const ChunkRequest& request, std::stop_token stop) {
+    const std::string& id = request.mount_id;
+    if (!is_mount_id(id)) throw Error(Errc::malformed, "mount " + store::quote(id) + ": not an ID");
+    const MountBase base = read_mount_base(core_.paths.mount(id));
+    LazyFetcher::Fetched fetched = core_.lazy.fetch(
+        {.mount_id = id, .chunk = request.chunk, .layers = base.layers, .takes_bytes = request.takes_bytes}, stop);
+    core_.traces.note(id, traced(base), fetched.wanted, StartTraces::Clock::now());
+    return std::move(fetched.bytes);
 }
 
 ImageSummary StoreImpl::complete(const CompleteRequest& request, std::stop_token stop) {
@@ -426,20 +443,21 @@ void StoreImpl::note_reads(const std::string& mount_id, const std::vector<std::s
     if (!is_mount_id(mount_id) || chunks.empty()) return;
     try {
         const MountBase base = read_mount_base(core_.paths.mount(mount_id));
-        std::unordered_set<std::string> traced_digits;
-        if (const auto trace = core_.traces.find(traced(base).config)) {
-            for (const ChunkId& chunk : trace->chunks) traced_digits.insert(ChunksCame::digits_of(chunk));
-        }
-        if (std::ranges::all_of(chunks, [&](const auto& digits) { return traced_digits.contains(digits); })) return;
-        std::unordered_map<std::string, ChunkId> by_digits;
+        std::unordered_map<std::uint64_t, std::size_t> wanted;  // To their places in the run.
+        for (const std::string& digits : chunks) wanted.try_emplace(prefix_of(digits), wanted.size());
+        const auto trace = core_.traces.find(traced(base).config);
+        const auto is_wanted = [&](const ChunkId& chunk) { return wanted.contains(prefix_of(chunk)); };
+        if (trace && std::cmp_equal(std::ranges::count_if(trace->chunks, is_wanted), wanted.size())) return;
+        std::vector<std::optional<ChunkId>> found(wanted.size());
         for (const DiffId& layer : base.layers) {
             for (const ChunkId& chunk : Recipe::open(core_.paths.recipe(layer))->chunks()) {
-                by_digits.emplace(ChunksCame::digits_of(chunk), chunk);
+                const auto place = wanted.find(prefix_of(chunk));
+                if (place != wanted.end()) found[place->second] = chunk;
             }
         }
         std::vector<ChunkId> run;
-        for (const std::string& digits : chunks) {
-            if (const auto found = by_digits.find(digits); found != by_digits.end()) run.push_back(found->second);
+        for (const std::optional<ChunkId>& chunk : found) {
+            if (chunk) run.push_back(*chunk);
         }
         core_.traces.add_run(traced(base), run);
     } catch (const Error&) {  // The next start is slower then, and nothing else.

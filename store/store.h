@@ -73,6 +73,12 @@ struct PullRequest {
     std::function<void(const std::string& line)> note = {};  ///< Told of what is not believed.
 };
 
+struct ChunkRequest {
+    std::string mount_id;
+    ChunkId chunk;
+    bool takes_bytes = false;  ///< Before they are stored.
+};
+
 struct CompleteRequest {
     std::string image;  ///< As ImageReference.
     Completion completion;
@@ -279,8 +285,9 @@ public:
     /// What programs have read of a lazy image in a mount's first minute, in that order, as the first 16 hex digits of
     /// chunk IDs: so its next start knows. Throws nothing.
     virtual void note_reads(const std::string& mount_id, const std::vector<std::string>& chunks) = 0;
-    /// Makes a chunk of a mount's lazy layers be stored. not_found: it is of none of them.
-    virtual void fetch_chunk(const std::string& mount_id, const ChunkId& chunk, std::stop_token stop) = 0;
+    /// Makes a chunk of a mount's lazy layers be stored, or, for who takes its bytes, come: these, when it is not
+    /// stored yet. not_found: it is of none of them.
+    virtual std::vector<std::byte> fetch_chunk(const ChunkRequest& request, std::stop_token stop) = 0;
     /// Removes a mount's folder with all its changes. busy when a server runs on it: what a running mount needs is kept
     /// by its base, so that must not go before.
     virtual void discard_mount(const std::string& id) = 0;

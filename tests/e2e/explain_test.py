@@ -31,6 +31,7 @@ class ExplainTest(LazyScene):
     def read(self, target, *numbers):
         for number in numbers:
             self.assertEqual(noise(SMALL_BYTES, 1000 + number), (target / f"small/{number:03}").read_bytes())
+        self.settled_bytes()
 
     def start_of(self, of="m"):
         return self.lamina.json("explain", of)["start"]

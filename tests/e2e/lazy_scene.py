@@ -2,6 +2,7 @@
 import gzip
 import http.client
 import json
+import time
 
 from registry_test import RegistryTest, noise, support_store
 from support import entry, layer, sha256
@@ -52,6 +53,14 @@ class LazyScene(RegistryTest):
 
     def layer_bytes(self):
         return sum(seen.sent_bytes for seen in self.layer_requests())
+
+    def settled_bytes(self):
+        """The same when no more come: a reader has what he wants before its request has ended."""
+        before = -1
+        while before != self.layer_bytes():
+            before = self.layer_bytes()
+            time.sleep(0.3)
+        return before
 
     def blob_bytes(self):
         return sum(blob["size"] for blob in self.manifest()["layers"])

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Images that are mounted before their layers are here: bytes come when they are read, and are what they should be."""
+import errno
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import subprocess
 from lazy_scene import LazyScene
 from registries import needs_registry
 from registry_test import BASE, TOP, noise
-from support import entry, layer, main, manifest, needs_fuse, needs_program, needs_root, overlay_of, run
+from support import Lamina, entry, layer, main, manifest, needs_fuse, needs_program, needs_root, overlay_of, run
 
 WIDE = layer(entry("wide", "dir"), *[entry(f"wide/{number:02}", data=noise(1_500_000, 100 + number))
                                      for number in range(20)])
@@ -28,13 +29,13 @@ class LazyTest(LazyScene):
         self.assertEqual(0, self.layer_bytes())
         self.assertEqual("hello\n", (target / "etc/motd").read_text())
         total = sum(blob["size"] for blob in self.manifest()["layers"])
-        fetched = self.layer_bytes()
+        fetched = self.settled_bytes()
         self.assertGreater(fetched, 0)
         self.assertEqual(noise(1_500_000, 105), (target / "wide/05").read_bytes())
-        self.assertLess(self.layer_bytes(), total / 2)
-        fetched = self.layer_bytes()
+        fetched = self.settled_bytes()
+        self.assertLess(fetched, total / 2)
         self.assertEqual(noise(1_500_000, 105), (target / "wide/05").read_bytes())
-        self.assertEqual(fetched, self.layer_bytes())
+        self.assertEqual(fetched, self.settled_bytes())
         self.assertEqual([], self.lamina.json("verify", "--data")["problems"])
 
     def test_all_of_it_read_through_the_mount_is_equal(self):
@@ -79,6 +80,26 @@ class LazyTest(LazyScene):
         self.assertEqual("hello\n", (target / "etc/motd").read_text())
         self.lamina.call("images")  # Starts the daemon, which the waiting read finds.
         self.assertEqual(0, reader.wait(60))
+
+    def test_a_full_disk_keeps_no_reader_from_his_bytes(self):
+        disk = self.lamina.make_folder("disk")
+        run("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk)
+        self.addCleanup(run, "umount", "-l", disk)
+        small = Lamina(base=disk)
+        self.addCleanup(small.close)
+        small.environment = self.lamina.environment
+        small.call("pull", "--lazy=always", self.name)
+        target = small.make_folder("m")
+        small.call("mount", self.name, target, "--name", "m", "--ro")
+        with open(disk / "filler", "wb", buffering=0) as filler, self.assertRaises(OSError) as full:
+            while True:
+                filler.write(bytes(4096))
+        self.assertEqual(errno.ENOSPC, full.exception.errno)
+        for number in (5, 6):
+            self.assertEqual(noise(1_500_000, 100 + number), (target / f"wide/{number:02}").read_bytes())
+        (disk / "filler").unlink()
+        self.assertEqual(noise(1_500_000, 107), (target / "wide/07").read_bytes())
+        self.assertEqual([], small.json("verify", "--data")["problems"])
 
     def test_an_image_without_an_index_says_what_makes_one(self):
         self.registry.push(self.source, "image:1")

@@ -119,6 +119,7 @@ class Proxy:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # As registries do: else a body waits for the ACK of its header.
 
             def log_message(self, *_):
                 pass

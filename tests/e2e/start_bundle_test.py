@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Start bundles: what a start wants comes in one request, and nothing else; what is wrong with it, by the layers."""
 
-from lazy_scene import SMALL_BYTES, TRACE_TYPE, LazyScene
+import json
+import subprocess
+
+from lazy_scene import INDEX_TYPE, SMALL, SMALL_BYTES, TRACE_TYPE, LazyScene
 from registries import needs_registry
 from registry_test import noise, support_store
-from support import main, needs_fuse, needs_program, needs_root, sha256, wait_for
+from support import entry, layer, main, needs_fuse, needs_program, needs_root, sha256, wait_for
 
 START = [200, 3, 90, 150, 4, 31]  # Files that the program reads, in this order.
 BUNDLE_TYPE = "application/vnd.lamina.start-bundle.v1"
@@ -18,12 +21,21 @@ DIRECTORY_TYPE = "application/vnd.lamina.start-bundle-directory.v1"
 class StartBundleTest(LazyScene):
     def setUp(self):
         super().setUp()
+        self.publish_start()
+
+    def publish_start(self):
         with support_store(self) as self.lamina:
-            self.lamina.call("pull", "--lazy=always", self.name)
+            self.pull()
             self.start_program(self.mount("--ro"))
             self.lamina.call("push", "--index", self.name)  # While it is mounted.
         self.trace, self.directory, self.bundle = [blob for blob, _ in self.artifact_blobs(TRACE_TYPE)]
         self.proxy.forget()
+
+    def publish_other(self, number):
+        self.layout.add(f"other{number}", [SMALL, layer(entry("other", data=noise(300_000, number)))])
+        self.digest = self.registry.push(f"oci:{self.folder}/source:other{number}", f"wide:{number}")
+        self.name = f"{self.proxy.host}/wide:{number}"
+        self.publish(self.name)
 
     def start_program(self, target):
         for number in START:
@@ -46,10 +58,9 @@ class StartBundleTest(LazyScene):
         read = len(START) * SMALL_BYTES
         self.assertLess(read * 0.99, self.bundle["size"])
         self.assertLess(self.bundle["size"], read * 1.01)
-        lines = self.artifact_blobs(TRACE_TYPE)[0][1].decode().splitlines()[2:]
         in_bundle = [line.split()[0] for line in self.artifact_blobs(TRACE_TYPE)[1][1].decode().splitlines()
                      if line.startswith("sha256:")]
-        self.assertEqual(lines, in_bundle)
+        self.assertEqual(self.trace_lines(), in_bundle)
 
     def test_a_start_gets_all_of_it_in_one_request_and_asks_no_layer(self):
         with support_store(self) as self.lamina:
@@ -117,6 +128,62 @@ class StartBundleTest(LazyScene):
             self.pull()
             self.start_program(self.mount("--ro"))
             self.assertNotEqual([], self.layer_requests())
+
+    def artifact_requests(self):
+        digests = "|".join(entry["digest"] for entry in self.artifacts()["manifests"])
+        return self.proxy.requests(f"/manifests/({digests})")
+
+    def test_what_is_published_is_known_from_its_list(self):
+        with support_store(self) as self.lamina:
+            self.pull()
+            self.assertEqual([], self.artifact_requests())
+
+    def test_a_list_that_lies_about_what_it_names_is_not_believed(self):
+        index = self.artifacts()
+        for entry in index["manifests"]:
+            entry["annotations"]["lamina.manifest"] = entry["annotations"]["lamina.manifest"].replace("0", "1")
+        self.ask_registry("PUT", f"/v2/wide/manifests/{self.digest.replace(':', '-')}", json.dumps(index).encode(),
+                          index["mediaType"])
+        with support_store(self) as self.lamina:
+            self.pull()
+            self.assertEqual(2, len(self.artifact_requests()))
+            wait_for(self.bundle_has_come)
+            self.start_program(self.mount("--ro"))
+            self.assertEqual([], self.layer_requests())
+
+    def trace_lines(self):
+        return self.artifact_blobs(TRACE_TYPE)[0][1].decode().splitlines()[2:]
+
+    def test_what_starts_from_an_image_that_is_whole_is_published_too(self):
+        lazily = self.trace_lines()
+        self.publish_other(2)
+        with support_store(self) as self.lamina:
+            self.lamina.call("pull", self.name)
+            self.start_program(self.mount())
+            self.lamina.call("umount", "m")
+            self.lamina.call("push", "--index", self.name)
+        self.assertEqual(lazily, self.trace_lines())
+
+    def test_no_reader_of_another_image_waits_until_one_is_trusted(self):
+        self.publish_other(2)
+        self.publish_start()
+        started, index = self.name, self.artifact_blobs(INDEX_TYPE)
+        self.publish_other(3)
+        with support_store(self) as self.lamina:
+            self.pull()
+            target = self.mount("--ro")
+            self.proxy.forget()
+            for blob, _ in index:
+                self.proxy.fault(blob["digest"], times=9, delay=30)
+            pulling = subprocess.Popen([self.lamina.program, "--store", self.lamina.store, "pull", "--lazy=always",
+                                        started], env=self.lamina.environment, stderr=subprocess.DEVNULL)
+            self.addCleanup(pulling.kill)
+            wait_for(self.bundle_has_come)
+            self.assertEqual(noise(SMALL_BYTES, 1200), (target / "small/200").read_bytes())
+            self.assertNotEqual([], self.layer_requests())
+            self.assertIsNone(pulling.poll())
+            pulling.kill()
+            pulling.wait()
 
     def test_what_is_here_is_not_fetched(self):
         with support_store(self) as self.lamina:

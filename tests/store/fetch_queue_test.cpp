@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 using namespace lamina;
@@ -156,6 +157,23 @@ TEST_CASE("what was read ahead for a reader counts as read once he has passed it
     CHECK(queue.follow(kLayer, 5, kMiB).passed_first == 5);
     CHECK(queue.follow(kLayer, 7, kMiB).passed_first == 6);
     CHECK(queue.follow(kLayer, 50, kMiB).passed_first == 50);
+}
+
+TEST_CASE("who jumps about gets what is near, the more the more he does; who jumps away from there gets nothing more") {
+    FetchQueue queue;
+    queue.add_layer(kLayer, std::vector<std::uint64_t>(100, kMiB / 4));
+    const auto near = [&](std::size_t part) {
+        const auto followed = queue.follow(kLayer, part, kMiB);
+        return std::pair(part - followed.near_first, followed.ahead_end - part - 1);
+    };
+    using Both = std::pair<std::size_t, std::size_t>;
+    for (const std::size_t part : {50, 60, 41, 99}) CHECK(near(part) == Both(0, 0));  // 60 is far from 41.
+    CHECK(near(54) == Both(2, 2));
+    for (const std::size_t part : {47, 56, 45}) near(part);
+    CHECK(near(49) == Both(4, 4));
+    queue.ask(kLayer, 52, Kind::ahead);
+    CHECK(near(52) == Both(0, 0));
+    for (const std::size_t part : {2, 2, 1}) CHECK(near(part) == Both(0, 0));
 }
 
 TEST_CASE("the rest that was asked for can be taken back, but not what a reader waits for") {

@@ -4,7 +4,7 @@
 #include "store/file.h"
 #include "support/catch.h"
 #include "support/oci_archive.h"
-#include "support/pack_folders.h"
+#include "support/open_core.h"
 #include "support/random_bytes.h"
 #include "support/test_store.h"
 
@@ -19,15 +19,7 @@ using test::Bytes;
 
 namespace {
 
-/// The parts of an open store that a job's packs need.
-struct Core {
-    Core() {
-        for (const auto& path : {core.paths.packs(), core.paths.layers(), core.paths.staging()}) {
-            store::make_folders(path);
-        }
-        core.index = store::Index::open(core.paths.index());
-        core.chunks = store::ChunkStore::open(core.paths.packs(), 1 << 20);
-    }
+struct Core : test::OpenCore {
     store::LayerRow layer(const std::string& name) const {
         const std::string path = recipe(name);
         if (!store::exists(path)) store::File::create(path);
@@ -35,18 +27,6 @@ struct Core {
     }
     std::string recipe(const std::string& name) const { return core.paths.staging() + "/" + name; }
     void commit(JobPacks& packs, const std::string& name) const { packs.commit_layer(layer(name), recipe(name)); }
-    bool has(const Bytes& data) const { return test::try_read(*core.chunks, data) == test::ReadResult::right; }
-    /// Of all packs that the index names.
-    std::size_t stored_chunks() const {
-        std::size_t count = 0;
-        for (const auto& pack : core.index->packs()) {
-            count += store::read_pack_table(core.paths.packs(), pack.number).size();
-        }
-        return count;
-    }
-
-    test::TempDir root;
-    store::StoreCore core{store::StorePaths{root / "s"}};
 };
 
 Bytes chunk(std::uint64_t seed) {
