@@ -1,13 +1,13 @@
 #include "store/fetch_queue.h"
 
 #include <algorithm>
-#include <tuple>
 
 namespace lamina::store {
 
 namespace {
 
 constexpr std::uint64_t kFirstWindowBytes = 256 << 10;
+constexpr std::uint64_t kFairWindowBytes = 2 << 20;  // Who gets so far has read as much.
 constexpr std::size_t kReadersOfLayer = 8;
 constexpr std::size_t kJumpsOfLayer = 8;
 constexpr std::uint64_t kNearBytes = 4 << 20;
@@ -47,19 +47,26 @@ bool FetchQueue::is_idle(const DiffId& layer, std::size_t part) const {
     return !knows(layer, part) || layers_.at(layer).states[part] == State::idle;
 }
 
-FetchQueue::Followed FetchQueue::follow(const DiffId& layer, std::size_t part, std::uint64_t limit_bytes) {
+FetchQueue::Followed FetchQueue::follow(const DiffId& layer, std::size_t part, std::size_t wanted_end,
+                                        std::uint64_t limit_bytes) {
     Layer& of = layers_.at(layer);
-    const auto found = std::ranges::find_if(of.readers, [&](const Reader& reader) { return reader.next == part; });
-    Reader reader{.first = part + 1, .next = part + 1, .window_bytes = 0};
+    const auto found = std::ranges::find_if(
+        of.readers, [&](const Reader& reader) { return reader.first <= part + 1 && part <= reader.next; });
+    Reader reader{.first = part + 1, .next = wanted_end, .window_bytes = 0};
     Followed followed{.passed_first = part, .ahead_end = part + 1, .near_first = part};
+    if (found != of.readers.end() && wanted_end <= found->next) return followed;  // On its way, or not stored yet.
     if (found == of.readers.end()) {
-        std::tie(followed.near_first, reader.next) = around(of, part, bytes_around(of, part, limit_bytes));
+        const Parts near = around(of, part, bytes_around(of, part, limit_bytes));
+        followed.near_first = near.first;
+        reader.next = std::max(wanted_end, near.second);
     } else {
-        reader.window_bytes = std::max(kFirstWindowBytes, std::min(found->window_bytes * 2, limit_bytes));
+        const std::uint64_t most_bytes = std::max(limit_bytes, kFairWindowBytes);
+        reader.window_bytes = std::clamp(found->window_bytes * 2, kFirstWindowBytes, most_bytes);
+        reader.next = std::max(wanted_end, found->next);
         std::uint64_t bytes = 0;
         const auto fits = [&] { return bytes == 0 || bytes + of.part_bytes[reader.next] <= reader.window_bytes; };
         while (reader.next < of.states.size() && fits()) bytes += of.part_bytes[reader.next++];
-        followed.passed_first = found->first;
+        followed.passed_first = std::min(found->first, part);
         of.readers.erase(found);
     }
     of.readers.push_back(reader);

@@ -47,15 +47,16 @@ public:
     bool is_idle(const DiffId& layer, std::size_t part) const;
     /// Takes back what was asked for and is not on its way, but for what readers wait for.
     void take_back(const DiffId& layer);
-    /// A reader waits for the part. When he has read on from where another ended: how many bytes behind it should come
-    /// too, up to `limit_bytes`, more and more as he reads on. When he jumps: up to so many on both sides of it, the
-    /// more the more jumps have ended near it lately; none where there was not more than one.
+    /// A reader waits for the part, and will want those before `wanted_end`. When he has read on from where another
+    /// ended: how many bytes behind them should come too, up to `limit_bytes` or 2 MiB, more and more as he reads on.
+    /// When he jumps: up to `limit_bytes` on both sides of it, the more the more jumps have ended near it lately; none
+    /// where there was not more than one.
     struct Followed {
         std::size_t passed_first = 0;  ///< From here to the part: what was read ahead for him, and he has passed.
         std::size_t ahead_end = 0;     ///< From behind the part to here: what is to be read ahead now.
         std::size_t near_first = 0;    ///< And from here to the part.
     };
-    Followed follow(const DiffId& layer, std::size_t part, std::uint64_t limit_bytes);
+    Followed follow(const DiffId& layer, std::size_t part, std::size_t wanted_end, std::uint64_t limit_bytes);
 
     /// What to fetch now; on its way until done() has been called for each of its parts. nullopt: nothing, for now.
     std::optional<Run> next();

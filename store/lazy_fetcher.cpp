@@ -91,8 +91,8 @@ LazyFetcher::Fetched LazyFetcher::Impl::fetch(const Wanted& wanted, const std::s
                              .error = {}};
         if (wait_for_bundle(wanted, wait, fetched.bytes, stop)) return fetched;
         Need need{.place = {layer, opened->parts.number_of(*part)}, .takes_bytes = wanted.takes_bytes};
-        const auto passed = read_ahead(*opened, need.place);
-        read_file_ahead(*opened, need.place, *part);
+        const std::size_t file_end = read_file_ahead(*opened, need, *part);
+        const auto passed = read_ahead(*opened, need, file_end);
         try {
             fetched.bytes = wait_for_chunk(need, wanted, stop);
         } catch (const Error& error) {
@@ -122,31 +122,33 @@ std::vector<std::byte> LazyFetcher::Impl::wait_for_chunk(Need& need, const Wante
     return wanted.takes_bytes && need.outcome->arrival ? need.outcome->arrival->find(wanted.chunk) : bytes;
 }
 
-std::pair<std::size_t, std::size_t> LazyFetcher::Impl::read_ahead(const Open& open, const Place& place) {
+std::pair<std::size_t, std::size_t> LazyFetcher::Impl::read_ahead(const Open& open, Need& need,
+                                                                  std::size_t wanted_end) {
+    const Place& place = need.place;
     FetchQueue::Followed followed;
     {
         const std::lock_guard lock(mutex_);
         if (!queue_.knows(place.first, place.second)) return {};
-        followed = queue_.follow(place.first, place.second, link_.request_bytes());
+        followed = queue_.follow(place.first, place.second, wanted_end, link_.request_bytes());
     }
     for (std::size_t part = followed.near_first; part < followed.ahead_end; ++part) {
-        if (part == place.second || has_all(open.parts[part])) continue;
-        const std::lock_guard lock(mutex_);
-        if (queue_.knows(place.first, part)) queue_.ask(place.first, part, Kind::ahead);
+        const bool is_wanted = part >= place.second && part < wanted_end;  // Whoever wants it asks for it.
+        if (!is_wanted && !has_all(open.parts[part])) need.ahead.emplace_back(place.first, part);
     }
     return {followed.passed_first, place.second};
 }
 
-void LazyFetcher::Impl::read_file_ahead(const Open& open, const Place& place, const ChunkMap::Part& part) {
+std::size_t LazyFetcher::Impl::read_file_ahead(const Open& open, Need& need, const ChunkMap::Part& part) {
+    const Place& place = need.place;
     const auto file = open.chunks.file_of(part, kMaxFileAheadBytes);
-    if (!file) return;
+    if (!file) return place.second + 1;
     const auto of_file = open.chunks.beginning_in(file->first, file->end);
     const std::size_t first = open.parts.number_of(of_file.front());
     const std::size_t last = open.parts.number_of(of_file.back());
     std::vector<Place> others;
     {
         const std::lock_guard lock(mutex_);
-        if (!queue_.knows(place.first, place.second)) return;
+        if (!queue_.knows(place.first, place.second)) return place.second + 1;
         const auto note = [&](std::size_t number) {
             if (number != place.second && queue_.is_idle(place.first, number)) others.emplace_back(place.first, number);
         };
@@ -154,10 +156,8 @@ void LazyFetcher::Impl::read_file_ahead(const Open& open, const Place& place, co
         for (std::size_t number = first; number < place.second; ++number) note(number);
     }
     std::erase_if(others, [&](const Place& other) { return has_all(open.parts[other.second]); });
-    const std::lock_guard lock(mutex_);
-    for (const Place& other : others) {
-        if (queue_.knows(other.first, other.second)) queue_.ask(other.first, other.second, Kind::ahead);
-    }
+    need.ahead.insert(need.ahead.end(), others.begin(), others.end());
+    return last + 1;
 }
 
 /// Who found it here has not waited.
@@ -174,15 +174,27 @@ void LazyFetcher::Impl::note_wait(ChunkWait wait, const Need& need, const std::s
 }
 
 /// Null: the part has come since it was looked for.
-std::shared_ptr<LazyFetcher::Impl::Outcome> LazyFetcher::Impl::ask(const Place& place, Kind kind, bool again) {
+std::shared_ptr<LazyFetcher::Impl::Outcome> LazyFetcher::Impl::ask(Need& need, bool again) {
+    const auto& [layer, part] = need.place;
     const std::lock_guard lock(mutex_);
-    if (!queue_.knows(place.first, place.second)) throw Error(Errc::cancelled, "fetch: the layer is another one now");
-    if (!queue_.ask(place.first, place.second, kind, again)) return nullptr;
-    std::shared_ptr<Outcome>& outcome = awaited_[place];
+    if (!queue_.knows(layer, part)) throw Error(Errc::cancelled, "fetch: the layer is another one now");
+    const bool is_asked = queue_.ask(layer, part, need.kind, again);
+    ask_ahead(need);
+    if (!is_asked) return nullptr;
+    std::shared_ptr<Outcome>& outcome = awaited_[need.place];
     if (!outcome) outcome = std::make_shared<Outcome>();
     start_workers();
     changed_.notify_all();
     return outcome;
+}
+
+void LazyFetcher::Impl::ask_ahead(Need& need) {
+    if (need.ahead.empty()) return;
+    for (const auto& [layer, part] : std::exchange(need.ahead, {})) {
+        if (queue_.knows(layer, part)) queue_.ask(layer, part, Kind::ahead);
+    }
+    start_workers();
+    changed_.notify_all();
 }
 
 void LazyFetcher::Impl::start_workers() {

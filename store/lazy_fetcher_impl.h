@@ -76,7 +76,8 @@ private:
     struct Need {
         Place place;
         Kind kind = Kind::wanted;
-        bool takes_bytes = false;  ///< He does not wait until they are stored.
+        bool takes_bytes = false;       ///< He does not wait until they are stored.
+        std::vector<Place> ahead = {};  ///< Asked for with it, so that one request can get them.
         std::shared_ptr<Outcome> outcome = nullptr;
     };
     /// A start bundle on its way.
@@ -132,11 +133,14 @@ private:
     void forget_locked(const DiffId& layer);
     void ask_ahead(const std::vector<Place>& places);
     void note_came(const Flight& flight);
-    std::shared_ptr<Outcome> ask(const Place& place, Kind kind, bool again);
-    /// Returns the parts that the reader has passed since he waited for one.
-    std::pair<std::size_t, std::size_t> read_ahead(const Open& open, const Place& place);
+    std::shared_ptr<Outcome> ask(Need& need, bool again);
+    void ask_ahead(Need& need);  ///< With the lock held.
+    /// What is to be read ahead for who needs a part, is added to his need. Returns the parts that he has passed since
+    /// he waited for one.
+    std::pair<std::size_t, std::size_t> read_ahead(const Open& open, Need& need, std::size_t wanted_end);
     /// Who reads a part of a file wants most of it, as a rule, in whatever order; and the line is idle while he waits.
-    void read_file_ahead(const Open& open, const Place& place, const ChunkMap::Part& part);
+    /// Returns the part behind the file.
+    std::size_t read_file_ahead(const Open& open, Need& need, const ChunkMap::Part& part);
     void start_workers();
 
     void work(const std::stop_token& stop);
@@ -175,7 +179,7 @@ private:
 template <class HasIt>
 void LazyFetcher::Impl::wait_for(Need& need, const HasIt& has_it, const std::stop_token& stop) {
     for (bool again = false; !has_it(); again = true) {
-        const std::shared_ptr<Outcome> outcome = ask(need.place, need.kind, again);
+        const std::shared_ptr<Outcome> outcome = ask(need, again);
         if (!outcome) continue;
         need.outcome = outcome;
         std::unique_lock lock(mutex_);
@@ -190,6 +194,8 @@ void LazyFetcher::Impl::wait_for(Need& need, const HasIt& has_it, const std::sto
         const bool is_others = outcome->error->code() == Errc::cancelled && !ending_.stop_requested();
         if (!is_others) throw Error(*outcome->error);
     }
+    const std::lock_guard lock(mutex_);
+    ask_ahead(need);
 }
 
 }  // namespace lamina::store

@@ -34,8 +34,8 @@ void LazyFetcher::Impl::fetch_rest(const DiffId& layer, const Open& open, const 
         if (completion.is_background) return fetch_in_background(layer, open, completion, stop);
         for (std::size_t part = 0; part < open.parts.size(); ++part) {
             const auto has_it = [&] { return has_come(open, part); };
-            if (!has_it()) read_ahead(open, {layer, part});
             Need need{.place = {layer, part}};
+            if (!has_it()) read_ahead(open, need, part + 1);
             wait_for(need, has_it, stop);
             if (!completion.progress) continue;
             const AccessPoints::Span& span = open.parts[part].span;

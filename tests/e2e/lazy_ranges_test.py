@@ -37,7 +37,7 @@ class LazyRangesTest(LazyScene):
         target = self.mount("--ro")
         for number in range(SMALL_FILES):
             check(self, target, number)
-        self.assertLessEqual(self.say("one reader"), PARTS // 2)
+        self.assertLessEqual(self.say("one reader"), PARTS // 3)
         self.assertLess(self.layer_bytes(), self.blob_bytes() * OVERLAP)
 
     def test_many_small_files_at_once_ask_in_no_more_requests_than_there_are_parts(self):

@@ -136,7 +136,7 @@ TEST_CASE("a part of more than 16 MiB is a run of its own") {
 TEST_CASE("the further a reader reads on, the more is read ahead, up to the limit") {
     FetchQueue queue = queue_of(100);
     const auto count_after = [&](std::size_t part) {
-        return queue.follow(kLayer, part, 4 * kMiB).ahead_end - part - 1;
+        return queue.follow(kLayer, part, part + 1, 4 * kMiB).ahead_end - part - 1;
     };
     CHECK(count_after(0) == 0);
     std::size_t part = 1;
@@ -151,26 +151,47 @@ TEST_CASE("the further a reader reads on, the more is read ahead, up to the limi
     CHECK(count_after(99) == 0);
 }
 
+TEST_CASE("who asks again, or catches up with what is read ahead for him, is no other reader and does not jump") {
+    FetchQueue queue = queue_of(100);
+    for (const std::size_t part : {0, 1, 3, 5, 7}) queue.follow(kLayer, part, part + 1, 4 * kMiB);
+    for (const std::size_t part : {7, 8, 9, 8}) {
+        const auto followed = queue.follow(kLayer, part, part + 1, 4 * kMiB);
+        CHECK(followed.near_first == part);
+        CHECK(followed.passed_first == part);
+        CHECK(followed.ahead_end == part + 1);
+    }
+    CHECK(queue.follow(kLayer, 10, 11, 4 * kMiB).ahead_end == 15);
+}
+
+TEST_CASE("who wants several parts reads on behind the last of them") {
+    FetchQueue queue = queue_of(100);
+    CHECK(queue.follow(kLayer, 10, 14, kMiB).ahead_end == 14);
+    CHECK(queue.follow(kLayer, 12, 13, kMiB).ahead_end == 13);
+    const auto followed = queue.follow(kLayer, 13, 16, kMiB);
+    CHECK(followed.passed_first == 11);
+    CHECK(followed.ahead_end == 17);
+}
+
 TEST_CASE("what was read ahead for a reader counts as read once he has passed it") {
     FetchQueue queue = queue_of(100);
-    CHECK(queue.follow(kLayer, 4, kMiB).passed_first == 4);
-    CHECK(queue.follow(kLayer, 5, kMiB).passed_first == 5);
-    CHECK(queue.follow(kLayer, 7, kMiB).passed_first == 6);
-    CHECK(queue.follow(kLayer, 50, kMiB).passed_first == 50);
+    CHECK(queue.follow(kLayer, 4, 5, kMiB).passed_first == 4);
+    CHECK(queue.follow(kLayer, 5, 6, kMiB).passed_first == 5);
+    CHECK(queue.follow(kLayer, 7, 8, kMiB).passed_first == 6);
+    CHECK(queue.follow(kLayer, 50, 51, kMiB).passed_first == 50);
 }
 
 TEST_CASE("who jumps about gets what is near, the more the more he does; who jumps away from there gets nothing more") {
     FetchQueue queue;
     queue.add_layer(kLayer, std::vector<std::uint64_t>(100, kMiB / 4));
     const auto near = [&](std::size_t part) {
-        const auto followed = queue.follow(kLayer, part, kMiB);
+        const auto followed = queue.follow(kLayer, part, part + 1, kMiB);
         return std::pair(part - followed.near_first, followed.ahead_end - part - 1);
     };
     using Both = std::pair<std::size_t, std::size_t>;
     for (const std::size_t part : {50, 60, 41, 99}) CHECK(near(part) == Both(0, 0));  // 60 is far from 41.
     CHECK(near(54) == Both(2, 2));
     for (const std::size_t part : {47, 56, 45}) near(part);
-    CHECK(near(49) == Both(4, 4));
+    CHECK(near(58) == Both(4, 4));
     queue.ask(kLayer, 52, Kind::ahead);
     CHECK(near(52) == Both(0, 0));
     for (const std::size_t part : {2, 2, 1}) CHECK(near(part) == Both(0, 0));
